@@ -1,0 +1,110 @@
+"""Entropy models as integer frequency tables, coded by constriction's range coder.
+
+A table is a row of integer weights. Frequencies out of 2^24 follow from it by integer arithmetic alone, so that every
+machine codes with the same numbers (law 4): `frequencies`. The coder's arithmetic is spelt out in `docs/format.md`.
+"""
+
+from functools import cached_property
+
+import constriction
+import numpy as np
+
+from codling.errors import FormatError
+
+PRECISION = 24
+
+
+def frequencies(weights: np.ndarray) -> np.ndarray:
+    """Integer weights `(n,)` >= 0, not all zero -> frequencies `(n,)` >= 1 that sum to 2^24.
+
+    f_i = 1 + floor(w_i (2^24 - n) / sum w); what rounding leaves goes to the first largest weight.
+    """
+    w = weights.astype(np.int64)
+    free = 2**PRECISION - len(w)
+    f = 1 + w * free // w.sum()
+    f[np.argmax(w)] += 2**PRECISION - f.sum()
+    return f
+
+
+def fit_weights(counts: np.ndarray, *, limit: int = 65_535) -> np.ndarray:
+    """Real or integer counts (..., n) -> uint16 weights with the same proportions, the largest of a row at `limit`."""
+    scaled = np.rint(counts * (limit / np.maximum(counts.max(-1, keepdims=True), 1e-12)))
+    return scaled.astype(np.uint16)
+
+
+class TableSet:
+    """Rows of weights `(contexts, symbols)`; a symbol is coded with the row of its context."""
+
+    def __init__(self, weights: np.ndarray):
+        if weights.ndim != 2 or weights.shape[1] < 2 or not (weights.astype(np.int64).sum(1) > 0).all():
+            raise ValueError(f"wanted weights (contexts, symbols >= 2) with no empty row, got shape {weights.shape}")
+        self.weights = weights
+
+    @property
+    def symbols(self) -> int:
+        return int(self.weights.shape[1])
+
+    def bits(self, context: int, symbol: int) -> float:
+        """Ideal code length of a symbol."""
+        return float(PRECISION - np.log2(frequencies(self.weights[context])[symbol]))
+
+    @cached_property
+    def _models(self) -> dict[int, constriction.stream.model.Categorical]:
+        return {}
+
+    def model(self, context: int) -> constriction.stream.model.Categorical:
+        """The coder's model for a context, made on first use."""
+        if context not in self._models:
+            # constriction gives every symbol 1 and shares out the other 2^24 - n by the numbers it is handed; handing
+            # it the frequencies less 1, which sum to exactly that, makes its scale exactly 1.0 and its table ours.
+            rest = (frequencies(self.weights[context]) - 1).astype(np.float64)
+            self._models[context] = constriction.stream.model.Categorical(rest, perfect=False)
+        return self._models[context]
+
+
+class Encoder:
+    """A range encoder: `put` symbols, then `finish`."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._sent: list[tuple[int, TableSet, int]] = []
+
+    def put(self, symbol: int, tables: TableSet, context: int) -> None:
+        self._coder.encode(int(symbol), tables.model(context))
+        self._sent.append((int(symbol), tables, context))
+
+    def finish(self) -> bytes:
+        """The shortest bytes that decode to the symbols: 32-bit words, most significant byte first, cut at the end.
+
+        Decoders read zeros past the end, so any number inside the coder's last interval will do; the one with the
+        most zero bytes is found by trying. That saves two bytes or so of the coder's own ending.
+        """
+        whole = self._coder.get_compressed().astype(">u4").tobytes()
+        for dropped in range(min(8, len(whole)), 0, -1):
+            kept = whole[: len(whole) - dropped]
+            above = (int.from_bytes(kept, "big") + 1).to_bytes(len(kept) + 1, "big")[1:]
+            for candidate in (kept, above):
+                if self._decodes(candidate):
+                    return candidate.rstrip(b"\0")
+        return whole
+
+    def _decodes(self, data: bytes) -> bool:
+        decoder = Decoder(data)
+        try:
+            return all(decoder.get(tables, context) == symbol for symbol, tables, context in self._sent)
+        except FormatError:
+            return False
+
+
+class Decoder:
+    """The inverse of `Encoder`. Any bytes decode to something in the models' range, or raise FormatError."""
+
+    def __init__(self, data: bytes):
+        padded = data + bytes(-len(data) % 4) + bytes(8)
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def get(self, tables: TableSet, context: int) -> int:
+        try:
+            return int(self._coder.decode(tables.model(context)))
+        except (AssertionError, ValueError) as error:
+            raise FormatError("the coded indices are damaged: no symbol has this code") from error

@@ -1,0 +1,92 @@
+"""Maps of vector-quantiser indices as bytes: context coded, or raw where that is shorter.
+
+The first byte is the mode. RAW: fixed width, most significant bit first. CODED: each index in raster order by the range
+coder, with the table of its context: the groups of its left and upper neighbours.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from codling.bitstream.bits import pack_bits, packed_size, unpack_bits
+from codling.bitstream.entropy import Decoder, Encoder, TableSet
+from codling.errors import FormatError
+
+
+class Mode(IntEnum):
+    """First byte of an index payload."""
+
+    RAW = 0
+    CODED = 1
+
+
+@dataclass(frozen=True)
+class IndexModel:
+    """Integer tables of a model's indices.
+
+    groups: (K,) uint8, the group of each index, 0 to G - 1; the outside of the map is group G.
+    weights: ((G + 1)^2, K) uint16; the row of a context is `left group * (G + 1) + upper group`.
+    """
+
+    groups: np.ndarray
+    weights: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.weights.shape != ((self.outside + 1) ** 2, len(self.groups)):
+            raise ValueError(f"index tables of shape {self.weights.shape} do not fit {len(self.groups)} indices")
+
+    @property
+    def outside(self) -> int:
+        """The group of positions outside the map: G."""
+        return int(self.groups.max()) + 1
+
+    def context(self, indices: np.ndarray, row: int, column: int) -> int:
+        """Row of the table for a position whose left and upper neighbours are known."""
+        left = self.groups[indices[row, column - 1]] if column else self.outside
+        upper = self.groups[indices[row - 1, column]] if row else self.outside
+        return int(left) * (self.outside + 1) + int(upper)
+
+
+def index_bits(codebook_size: int) -> int:
+    """Bits of an index at fixed width."""
+    return (codebook_size - 1).bit_length()
+
+
+def encode_indices(indices: np.ndarray, codebook_size: int, model: IndexModel | None) -> bytes:
+    """Indices (h, w) in [0, codebook_size) -> bytes, in the shorter of the two modes."""
+    raw = bytes([Mode.RAW]) + pack_bits(indices, index_bits(codebook_size))
+    if model is None:
+        return raw
+    tables, encoder = TableSet(model.weights), Encoder()
+    for row, column in np.ndindex(*indices.shape):
+        encoder.put(int(indices[row, column]), tables, model.context(indices, row, column))
+    coded = bytes([Mode.CODED]) + encoder.finish()
+    return coded if len(coded) < len(raw) else raw
+
+
+def decode_indices(data: bytes, shape: tuple[int, int], codebook_size: int, model: IndexModel | None) -> np.ndarray:
+    """The inverse: indices (h, w), int64. Raises FormatError on bytes that `encode_indices` does not write."""
+    if not data:
+        raise FormatError("the payload is empty; wanted a mode byte and indices")
+    if data[0] == Mode.RAW:
+        count, bits = shape[0] * shape[1], index_bits(codebook_size)
+        if len(data) - 1 != packed_size(count, bits):
+            raise FormatError(
+                f"{shape[0]} x {shape[1]} indices take {packed_size(count, bits)} bytes, got {len(data) - 1}"
+            )
+        values = unpack_bits(data[1:], count, bits).reshape(shape)
+        if values.max() >= codebook_size:
+            raise FormatError(f"index {values.max()} is outside the codebook of {codebook_size}")
+        return values
+    if data[0] != Mode.CODED:
+        raise FormatError(f"unknown index mode {data[0]}; wanted 0 (raw) or 1 (coded)")
+    if model is None:
+        raise FormatError("the indices are entropy coded, but the model has no tables")
+    if len(data) - 1 > packed_size(shape[0] * shape[1], index_bits(codebook_size)):
+        raise FormatError("the coded indices are longer than raw ones, which an encoder never writes")
+    tables, decoder = TableSet(model.weights), Decoder(data[1:])
+    values = np.zeros(shape, np.int64)
+    for row, column in np.ndindex(*shape):
+        values[row, column] = decoder.get(tables, model.context(values, row, column))
+    return values

@@ -1,0 +1,33 @@
+"""`codling bench`: the speed table, with the machine it was measured on."""
+
+import dataclasses
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codling.cli import options
+from codling.cli.files import PICTURE_SUFFIXES, plan
+from codling.weights.catalogue import DEFAULT_MODEL
+
+
+def command(
+    photos: Annotated[Path, typer.Option(help="Folder of photographs, 768 x 512 or so.")] = Path("examples/photos"),
+    model: options.Model = DEFAULT_MODEL,
+    json: options.Json = False,
+) -> None:
+    """Measure speed, memory and overhead on this machine."""
+    from codling.evaluation.bench import bench, machine
+
+    paths = [job.source for job in plan([photos], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
+    rows = []
+    if not json:
+        print(machine())
+    for row in bench(model, paths):
+        rows.append(dataclasses.asdict(row))
+        if not json:
+            verdict = {True: "holds", False: "MISSED", None: ""}[row.holds]
+            print(f"{row.what:<58} {row.measured:>22}   {row.target:<12} {verdict}")
+    if json:
+        print(json_module.dumps({"machine": machine(), "rows": rows}, indent=2))

@@ -1,0 +1,94 @@
+"""`codling decode`: `.roe` files to pictures."""
+
+import io
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from PIL import Image
+
+from codling import api
+from codling.bitstream.container import MAX_PIXELS, unpack
+from codling.cli import options
+from codling.cli.files import Job, plan, run_jobs, write_whole
+from codling.errors import ConfigError
+
+if TYPE_CHECKING:
+    from codling.codecs.base import Codec
+
+
+def command(
+    inputs: options.Inputs,
+    output: options.Output = None,
+    steps: Annotated[
+        int | None, typer.Option(help="1: faithful; more: realistic. Default: the model's.", show_default=False)
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Strength of guidance; 1 is none.", show_default=False)] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, heun, adams2, adams3 or adams4.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the start noise.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Default: the one the file names.", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option(help="Suffix of the pictures in a folder: png, jpg, webp ...")] = "png",
+    device: options.Device = "auto",
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Decode files."""
+    jobs = plan(inputs, output, suffixes=(".roe",), new_suffix=f".{format.lstrip('.')}")
+    for job in jobs:
+        picture_format(job.target)
+    given = None if model is None else api.load(model, device=device)
+    codecs: dict[int, Codec] = {}
+
+    def work(job: Job) -> dict[str, Any]:
+        data = job.source.read_bytes()
+        stream = unpack(data, max_pixels=max_pixels)
+        codec = given or codecs.get(stream.model_id) or api.load_for(stream, device=device)
+        codecs[stream.model_id] = codec
+        begin = time.perf_counter()
+        image = api.decode(
+            data,
+            model=codec,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            seed=seed,
+            max_pixels=max_pixels,
+        )
+        seconds = time.perf_counter() - begin
+        write_whole(job.target, picture_bytes(image, job.target), force=force)
+        return {"width": image.width, "height": image.height, "bytes": len(data), "seconds": seconds}
+
+    def describe(row: dict[str, Any]) -> str:
+        return f"{row['target']}: {row['width']} x {row['height']} from {row['bytes']} bytes, {row['seconds']:.2f} s"
+
+    run_jobs(jobs, work, as_json=json, quiet=quiet, describe=describe)
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's format for a file name. Raises ConfigError for a suffix that it cannot write."""
+    Image.init()
+    name = Image.registered_extensions().get(path.suffix.lower())
+    if name is None or name not in Image.SAVE:
+        raise ConfigError(
+            f"cannot write a picture as {path.name}: unknown suffix {path.suffix!r}; use .png, .jpg, .webp"
+        )
+    return name
+
+
+def picture_bytes(image: Image.Image, path: Path) -> bytes:
+    """The picture as a file of the format that the name asks for, with its profile and EXIF."""
+    kind = picture_format(path)
+    if kind == "JPEG" and image.mode == "RGBA":
+        raise ConfigError("JPEG has no transparency; decode this file to .png or .webp")
+    buffer = io.BytesIO()
+    extras = {key: image.info[key] for key in ("icc_profile", "exif") if key in image.info}
+    quality = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    image.save(buffer, kind, **extras, **quality)
+    return buffer.getvalue()

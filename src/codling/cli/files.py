@@ -1,0 +1,129 @@
+"""Many files through one function: inputs and folders, outputs written whole or not at all, failures counted."""
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from codling.errors import CodlingError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and the file to write."""
+
+    source: Path
+    target: Path
+
+
+def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], new_suffix: str) -> list[Job]:
+    """Pair inputs with outputs. Folders are searched with all their subfolders, whose structure the output keeps.
+
+    output: None puts each result beside its source; a path ending in a suffix names the one result; else a folder.
+    Raises CodlingError on a folder with nothing in it, and on two inputs that would share an output.
+    """
+    wanted = tuple(suffixes)
+    pairs: list[tuple[Path, Path]] = []
+    for given in inputs:
+        if given.is_dir():
+            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+            if not found:
+                raise CodlingError(f"no file to work on in the folder {given} (looked for {', '.join(wanted)})")
+            pairs += [(path, path.relative_to(given)) for path in found]
+        else:
+            pairs.append((given, Path(given.name)))
+
+    one_file = output is not None and output.suffix and not output.is_dir()
+    if one_file and len(pairs) > 1:
+        raise CodlingError(f"{len(pairs)} files cannot all be written to {output}; name a folder")
+    jobs = []
+    for source, relative in pairs:
+        if output is None:
+            target = source.with_suffix(new_suffix)
+        else:
+            target = output if one_file else output / relative.with_suffix(new_suffix)
+        jobs.append(Job(source, target))
+    sources_of: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target in sources_of:
+            raise CodlingError(f"{sources_of[job.target]} and {job.source} would both be written to {job.target}")
+        sources_of[job.target] = job.source
+    return jobs
+
+
+def write_whole(path: Path, data: bytes, *, force: bool) -> None:
+    """Write a file through a temporary one and a rename. Raises CodlingError if it exists and `force` is not set."""
+    if path.exists() and not force:
+        raise CodlingError(f"{path} exists; it is overwritten only with --force")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def run_jobs(
+    jobs: list[Job],
+    work: Callable[[Job], dict[str, Any]],
+    *,
+    as_json: bool,
+    quiet: bool,
+    describe: Callable[[dict[str, Any]], str],
+) -> None:
+    """Do every job, report each, and exit with status 1 if any failed.
+
+    `work` returns a row for the report. With `as_json` all rows are printed as one JSON list on stdout.
+    """
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    silent = quiet or as_json or len(jobs) == 1
+    for job in track(jobs, console=console, disable=silent, description="", transient=True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                row = {"source": str(job.source), "target": str(job.target), **work(job)}
+            except (CodlingError, OSError) as error:
+                failed += 1
+                row = {"source": str(job.source), "error": _message(error)}
+                print(f"codling: {job.source}: {_message(error)}", file=sys.stderr)
+        for warning in caught:
+            if issubclass(warning.category, UserWarning):
+                print(f"codling: {job.source}: warning: {warning.message}", file=sys.stderr)
+        rows.append(row)
+        if "error" not in row and not quiet and not as_json:
+            print(describe(row))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    if failed:
+        if len(jobs) > 1:
+            print(f"codling: {failed} of {len(jobs)} files failed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,64 @@
+"""`codling models`: list them, import published checkpoints."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from codling.cli import options
+from codling.errors import CodlingError
+from codling.weights.catalogue import CONFIG, HUB, entries, model_id, read_config
+
+app = typer.Typer(help="List models, import published checkpoints.", invoke_without_command=True)
+importers = typer.Typer(help="Convert a published checkpoint into a model's directory.", no_args_is_help=True)
+app.add_typer(importers, name="import")
+
+
+@app.callback()
+def list_models(context: typer.Context, json: options.Json = False) -> None:
+    """List the models: embedded in the package, on this machine, and on the hub."""
+    if context.invoked_subcommand:
+        return
+    rows = [
+        {
+            "name": entry.name,
+            "id": None if entry.model_id is None else f"{entry.model_id:06x}",
+            "source": entry.source,
+            "where": str(entry.directory)
+            if entry.directory
+            else f"{HUB[entry.name].repository} (fetched on first use)",
+        }
+        for entry in entries()
+    ]
+    if json:
+        print(json_module.dumps(rows, indent=2))
+        return
+    table = Table("name", "id", "source", "where", box=None)
+    for row in rows:
+        table.add_row(row["name"], row["id"] or "-", row["source"], row["where"])
+    Console().print(table)
+
+
+@importers.command("cod")
+def import_published_cod(
+    config: Annotated[Path, typer.Option(help="The published YAML.", show_default=False)],
+    weights: Annotated[Path, typer.Option(help="The published checkpoint (.pt or .safetensors).", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)],
+    autoencoder: Annotated[
+        str, typer.Option(help="For latent models: directory or hub name of the autoencoder.")
+    ] = "stabilityai/sd-vae-ft-ema",
+    force: options.Force = False,
+) -> None:
+    """Import a published CoD checkpoint: pixel, latent or 64-bit."""
+    if (output / CONFIG).exists() and not force:
+        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    from codling.weights.importers.cod import import_cod
+    from codling.weights.store import save_model
+
+    model = import_cod(config, weights)
+    latent = model.config.space == "sd-vae"
+    save_model(output, model, autoencoder=autoencoder if latent else "")
+    print(f"{output}: model {model_id(read_config(output)):06x}; use it with --model {output}")

@@ -1,0 +1,48 @@
+"""What every codec offers, and the decoder's choices."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from codling.bitstream.container import CodecId
+from codling.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Choices of the decoder; none of them is in the stream. None means the model's own default.
+
+    steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
+        realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
+    seed: of the start noise, 0 to 2^64 - 1.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {self.steps}")
+        if self.guidance is not None and not 0 <= self.guidance <= 100:
+            raise ConfigError(f"guidance must be between 0 and 100, got {self.guidance}")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"the seed must be between 0 and 2^64 - 1, got {self.seed}")
+
+
+class Codec(Protocol):
+    """A model bound to a scheme. `name` and `model_id` say which model; `codec_id` which scheme."""
+
+    name: str
+    model_id: int
+    codec_id: CodecId
+
+    def encode(self, image: Tensor) -> bytes:
+        """Image (1, 3, H, W) float32 in [-1, 1], any size -> payload."""
+        ...
+
+    def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
+        """Payload -> image (1, 3, height, width) float32. Raises FormatError on a payload that cannot be right."""
+        ...

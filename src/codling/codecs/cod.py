@@ -1,0 +1,126 @@
+"""CoD: the picture's indices are the file; the decoder grows the picture from noise under their condition.
+
+encode: image -> condition encoder -> nearest codewords -> entropy coder -> payload
+decode: payload -> indices -> condition; start noise -> sampler(guided velocity) -> state -> image
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
+from codling.bitstream.prng import gaussians
+from codling.codecs.base import DecodeOptions
+from codling.codecs.tiling import Tile, assemble, batches, blend, plan_tiles
+from codling.diffusion.grid import uniform_grid
+from codling.diffusion.guidance import VelocityFunction, guided
+from codling.diffusion.samplers import sampler
+from codling.models.autoencoder import Autoencoder, PixelSpace
+from codling.models.cod import CoD
+
+
+class CoDCodec:
+    """A CoD model as a codec. `index_model` may be None: then indices are coded at fixed width."""
+
+    codec_id = CodecId.COD
+
+    def __init__(
+        self,
+        model: CoD,
+        *,
+        name: str,
+        model_id: int,
+        index_model: IndexModel | None = None,
+        autoencoder: Autoencoder | None = None,
+    ):
+        self.model = model.eval()
+        self.name, self.model_id = name, model_id
+        self.index_model = index_model
+        self.autoencoder = autoencoder or PixelSpace()
+        self.precision = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def encode(self, image: Tensor) -> bytes:
+        """Image (1, 3, H, W) in [-1, 1], any size -> payload (`docs/format.md`, "CoD payload")."""
+        indices = self.indices(image)
+        return encode_indices(indices.numpy(), self.model.config.condition.codebook_size, self.index_model)
+
+    def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
+        """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right."""
+        tall, wide = self._padded(height), self._padded(width)
+        stride = self.model.config.condition.stride
+        book = self.model.config.condition.codebook_size
+        indices = decode_indices(payload, (tall // stride, wide // stride), book, self.index_model)
+        state = self.sample(torch.from_numpy(indices)[None], options)
+        with torch.inference_mode():
+            image = self.autoencoder.decode(state.to(self.device)).float().cpu()
+        return image[..., :height, :width]
+
+    @torch.inference_mode()
+    def indices(self, image: Tensor) -> Tensor:
+        """Indices (h, w) of an image of any size, padded by repeating its last row and column."""
+        height, width = image.shape[-2:]
+        tall, wide = self._padded(height), self._padded(width)
+        padded = F.pad(image.float(), (0, wide - width, 0, tall - height), mode="replicate")
+        tiles = self._tiles(tall, wide)
+        pieces: list[Tensor] = []
+        with self._autocast():
+            for numbers in batches(len(tiles)):
+                batch = torch.cat([tiles[n].cut(padded) for n in numbers]).to(self.device)
+                pieces += self.model.condition_codec.encode(batch).cpu()
+        return assemble(pieces, tiles, height=tall, width=wide, stride=self.model.config.condition.stride)
+
+    @torch.inference_mode()
+    def sample(self, indices: Tensor, options: DecodeOptions) -> Tensor:
+        """Indices (1, h, w) -> state (1, C, H / s, W / s) at t = 1, on the CPU."""
+        config = self.model.config
+        height, width = (side * config.condition.stride for side in indices.shape[-2:])
+        shape = (config.transformer.channels, height // config.state_stride, width // config.state_stride)
+        noise = torch.from_numpy(gaussians(shape[0] * shape[1] * shape[2], seed=options.seed)).view(1, *shape)
+        velocity = self.velocity(indices, guidance=config.guidance if options.guidance is None else options.guidance)
+        grid = uniform_grid(options.steps or config.steps, last_step=config.last_step)
+        with self._autocast():
+            return sampler(options.sampler or config.sampler)(velocity, noise.to(self.device), grid).float().cpu()
+
+    def velocity(self, indices: Tensor, *, guidance: float) -> VelocityFunction:
+        """The guided velocity of a picture with these indices, tile by tile where it is large."""
+        config, stride = self.model.config, self.model.config.state_stride
+        height, width = (side * config.condition.stride for side in indices.shape[-2:])
+        tiles = self._tiles(height, width)
+        with self._autocast():
+            cut = [tile.cut(indices, config.condition.stride).to(self.device) for tile in tiles]
+            conditions = torch.cat([self.model.condition_codec.decode(piece) for piece in cut])
+            # Without guidance the null condition is never asked for, so it is not worth an encoder's run.
+            null = conditions[:1]
+            if guidance != 1.0:
+                null = self.model.null_condition(height=tiles[0].height, width=tiles[0].width)
+
+        def tiled(x: Tensor, t: Tensor, condition_of: Callable[[list[int]], Tensor]) -> Tensor:
+            def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
+                return self.model.velocity(pieces, t.expand(len(numbers)), condition_of(numbers))
+
+            return blend(on_tiles, x, tiles, overlap=config.overlap, stride=stride)
+
+        def conditional(x: Tensor, t: Tensor) -> Tensor:
+            return tiled(x, t, lambda numbers: conditions[numbers])
+
+        def unconditional(x: Tensor, t: Tensor) -> Tensor:
+            return tiled(x, t, lambda numbers: null.expand(len(numbers), -1, -1, -1))
+
+        return guided(conditional, unconditional, strength=guidance, interval=config.guidance_interval)
+
+    def _padded(self, side: int) -> int:
+        return -(-side // self.model.config.grid) * self.model.config.grid
+
+    def _tiles(self, height: int, width: int) -> list[Tile]:
+        config = self.model.config
+        return plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -1,0 +1,1 @@
+"""Measuring: metrics, comparison sheets, the speed table."""

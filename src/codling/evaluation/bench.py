@@ -1,0 +1,115 @@
+"""The speed table: the rows of "numbers to hold" that exist so far, measured in fresh processes where it matters."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from codling import api
+from codling.codecs.cod import CoDCodec
+from codling.pictures import load_picture
+from codling.weights.registry import load
+
+REPEATS = 5
+
+# Encodes and decodes argv[1] with one step in a fresh process and prints median seconds and peak memory.
+ROUND_TRIP = """
+import json, resource, statistics, sys, time
+from codling import api
+from codling.codecs.cod import CoDCodec
+codec, times = api.load(sys.argv[2], device="cpu"), []
+for _ in range(1 + int(sys.argv[3])):
+    begin = time.perf_counter()
+    data = api.encode(sys.argv[1], model=codec)
+    api.decode(data, model=codec, steps=1)
+    times.append(time.perf_counter() - begin)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([statistics.median(times[1:]), peak * (1 if sys.platform == "darwin" else 1024)]))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured number beside its target; `holds` is None where there is no target."""
+
+    what: str
+    measured: str
+    target: str
+    holds: bool | None
+
+
+def machine() -> str:
+    """Processor, cores, system and versions in one line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def bench(model: str, photos: list[Path]) -> Iterator[Row]:
+    """Measure row by row. `photos` are 768 x 512 or so; the first is used for timing."""
+    seconds = _process_seconds([sys.executable, "-c", "import codling"]) - _process_seconds([sys.executable, "-c", ""])
+    yield Row("import codling", f"{seconds:.3f} s", "< 0.3 s", seconds < 0.3)
+
+    codec = load(model, device=torch.device("cpu"))
+    files = [api.encode(photo, model=codec) for photo in photos]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.roe"
+        path.write_bytes(files[0])
+        seconds = _process_seconds([sys.executable, "-m", "codling", "info", str(path)])
+    yield Row("codling info x.roe", f"{seconds:.3f} s", "< 0.5 s", seconds < 0.5)
+
+    command = [sys.executable, "-c", ROUND_TRIP, str(photos[0]), model, str(REPEATS)]
+    trip, peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    height, width = load_picture(photos[0]).rgb.shape[:2]
+    what = f"{codec.name}, {width}x{height}, 1 step: encode + decode, warm"
+    yield Row(what, f"{trip:.2f} s", "< 1.0 s", trip < 1.0)
+    yield Row("peak memory of that process", f"{peak / 1e9:.2f} GB", "< 1.5 GB", peak < 1.5e9)
+
+    saved = np.array([_saved_share(data, photo, codec) for data, photo in zip(files, photos, strict=True)])
+    yield Row(
+        f"index bits saved against fixed length, {len(photos)} photographs",
+        f"{100 * saved.mean():.1f}% ({100 * saved.min():.1f} to {100 * saved.max():.1f})",
+        "> 8%",
+        bool(saved.mean() > 0.08),
+    )
+    overhead = max(api.info(data).header_bytes for data in files) + 1
+    yield Row("container overhead, index mode byte included", f"{overhead} bytes", "<= 14 bytes", overhead <= 14)
+
+
+def _saved_share(data: bytes, photo: Path, codec: CoDCodec) -> float:
+    """Share of a file's index bytes that entropy coding saved over fixed-width indices, whole bytes."""
+    config = codec.model.config
+    height, width = (
+        -(-side // config.grid) * config.grid // config.condition.stride for side in load_picture(photo).rgb.shape[:2]
+    )
+    fixed = -(-height * width * (config.condition.codebook_size - 1).bit_length() // 8)
+    return 1 - (len(data) - api.info(data).header_bytes - 1) / fixed
+
+
+def _process_seconds(command: list[str]) -> float:
+    return _median(lambda: subprocess.run(command, capture_output=True, check=True))
+
+
+def _median(action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])

@@ -1,0 +1,54 @@
+"""The demonstration: photographs to files and back, with a sheet to look at."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from codling import api
+from codling.codecs.base import Codec
+from codling.evaluation.metrics import psnr
+from codling.evaluation.sheet import Panel
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One photograph's round trip. `decoded` maps steps to (picture, PSNR in dB, seconds)."""
+
+    name: str
+    original: Image.Image
+    data: bytes
+    encode_seconds: float
+    decoded: dict[int, tuple[Image.Image, float, float]]
+
+    @property
+    def bpp(self) -> float:
+        return 8 * len(self.data) / (self.original.width * self.original.height)
+
+    def panels(self) -> list[Panel]:
+        """A row of the comparison sheet."""
+        row = [Panel(self.original, f"{self.name}: original")]
+        for steps, (image, decibel, _) in self.decoded.items():
+            plural = "step" if steps == 1 else "steps"
+            row.append(Panel(image, f"{len(self.data)} bytes, {steps} {plural}, {decibel:.2f} dB"))
+        return row
+
+
+def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int, ...]) -> Iterator[Demonstration]:
+    """Encode each photograph once and decode its bytes at every number of steps."""
+    for path in paths:
+        begin = time.perf_counter()
+        data = api.encode(path, model=codec)
+        encode_seconds = time.perf_counter() - begin
+        with Image.open(path) as opened:
+            original = opened.convert("RGB")
+        decoded = {}
+        for count in steps:
+            begin = time.perf_counter()
+            image = api.decode(data, model=codec, steps=count)
+            seconds = time.perf_counter() - begin
+            decoded[count] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
+        yield Demonstration(path.stem, original, data, encode_seconds, decoded)

@@ -1,0 +1,95 @@
+"""CoD: condition codec and diffusion transformer as one model."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from codling.errors import ConfigError
+from codling.models.condition_codec import ConditionCodec, ConditionCodecConfig
+from codling.models.dit import DiffusionTransformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class CoDConfig:
+    """Shape of a CoD model and how it is best decoded.
+
+    space: "pixel", or "sd-vae" for Stable Diffusion latents (the autoencoder itself is not part of the model).
+    sigma_data: standard deviation of the data if the transformer's output is preconditioned (see `CoD.velocity`), or
+        None if it is the velocity itself, as in the published models.
+    tile: largest side in pixels that the model sees at once; larger pictures are coded in overlapping tiles.
+    overlap: pixels that neighbouring tiles share.
+    steps, sampler, guidance, guidance_interval, last_step: defaults of the decoder.
+    """
+
+    condition: ConditionCodecConfig = field(default_factory=ConditionCodecConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    space: str = "pixel"
+    sigma_data: float | None = None
+    tile: int = 1024
+    overlap: int = 128
+    steps: int = 25
+    sampler: str = "adams2"
+    guidance: float = 3.0
+    guidance_interval: tuple[float, float] = (0.1, 1.0)
+    last_step: float = 0.04
+
+    def __post_init__(self) -> None:
+        if self.space not in ("pixel", "sd-vae"):
+            raise ConfigError(f'model: space must be "pixel" or "sd-vae", got {self.space!r}')
+        if self.condition.decoder_width != self.transformer.width:
+            raise ConfigError(
+                f"model: the condition decoder writes {self.condition.decoder_width} channels, the transformer reads "
+                f"{self.transformer.width}; make the two widths equal"
+            )
+        grid = self.grid
+        if self.tile % grid or self.overlap % grid or self.tile < 2 * self.overlap:
+            raise ConfigError(
+                f"model: tile {self.tile} and overlap {self.overlap} must be multiples of {grid} px and the tile at "
+                "least twice the overlap"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Picture sides are padded to multiples of this many pixels."""
+        return max(self.condition.stride, 16)
+
+    @property
+    def state_stride(self) -> int:
+        """Pixels a pixel of the state covers."""
+        return 1 if self.space == "pixel" else 8
+
+
+class CoD(nn.Module):
+    """The foundation model: `condition_codec` makes indices and conditions, `velocity` denoises."""
+
+    def __init__(self, config: CoDConfig):
+        super().__init__()
+        self.config = config
+        self.condition_codec = ConditionCodec(config.condition)
+        self.transformer = DiffusionTransformer(config.transformer)
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Velocity `x_1 - x_0` at state `x` (B, C, H, W) and time `t` (B,), given a condition map.
+
+        With `sigma_data` the transformer's output F is preconditioned as in EDM (Karras et al. 2022), carried over to
+        the flow: for data of variance s^2 and x_t = t x_1 + (1 - t) x_0 the best linear estimate of the velocity is
+        c_skip x_t with c_skip = (t s^2 - (1 - t)) / V, V = t^2 s^2 + (1 - t)^2, and its error has variance s^2 / V. So
+        v = c_skip x_t + (s / sqrt V) F(x_t / sqrt V): the network starts at that estimate with targets of unit size,
+        and at t = 0 the one-step picture x_0 + v = s F does not have to cancel the noise.
+        """
+        if self.config.sigma_data is None:
+            out: Tensor = self.transformer(x, t, condition)
+            return out
+        s2 = self.config.sigma_data**2
+        t4 = t.view(-1, 1, 1, 1)
+        variance = t4.square() * s2 + (1 - t4).square()
+        c_skip = (t4 * s2 - (1 - t4)) / variance
+        network: Tensor = self.transformer(x * variance.rsqrt(), t, condition)
+        return c_skip * x + (s2 / variance).sqrt() * network.to(x.dtype)
+
+    def null_condition(self, *, height: int, width: int) -> Tensor:
+        """Condition of "nothing known", `(1, C, height / 16, width / 16)`: that of the image of pixels all -1."""
+        parameter = next(self.parameters())
+        black = torch.full((1, 3, height, width), -1.0, device=parameter.device, dtype=parameter.dtype)
+        return self.condition_codec.decode(self.condition_codec.encode(black))

@@ -1,0 +1,1 @@
+"""Building blocks of networks: norms, attention, embeddings, convolutional blocks."""

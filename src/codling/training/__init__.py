@@ -1,0 +1,1 @@
+"""Training: data, loss terms, averaging, the loop, and the recipes of the shipped models."""

@@ -1,0 +1,56 @@
+"""Running averages: of the weights, and of the codebook's members."""
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters; the decay grows from 0 so that the start is forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.named_parameters():
+            self.values[name].lerp_(value.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        for name, value in model.named_parameters():
+            value.copy_(self.values[name])
+
+
+class CodebookAverage:
+    """Moves each codeword to the running mean of the features it codes, and revives codewords that code nothing.
+
+    The usual alternative to a codebook gradient (van den Oord et al. 2017, appendix A.1). A codeword whose running
+    count falls below `REVIVE` of the mean count is put on a feature of the current batch.
+    """
+
+    DECAY = 0.98
+    REVIVE = 0.02
+
+    def __init__(self, embedding: Tensor):
+        self.count = torch.zeros(len(embedding), device=embedding.device)
+        self.sum = torch.zeros_like(embedding, requires_grad=False)
+
+    @torch.no_grad()
+    def update(self, embedding: Tensor, features: Tensor, indices: Tensor, *, seed: int) -> None:
+        """`features` (N, D) and the `indices` (N,) that they got."""
+        count = torch.bincount(indices, minlength=len(embedding)).float()
+        summed = torch.zeros_like(self.sum).index_add_(0, indices, features)
+        first = self.count.sum() == 0
+        weight = 1.0 if first else 1 - self.DECAY
+        self.count.lerp_(count, weight)
+        self.sum.lerp_(summed, weight)
+        used = self.count > self.REVIVE * self.count.mean()
+        embedding[used] = (self.sum / self.count.clamp(min=1e-6)[:, None])[used]
+        if dead := int((~used).sum()):
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randint(len(features), (dead,), generator=generator).to(features.device)
+            embedding[~used] = features[chosen]
+            self.count[~used] = self.count.mean()
+            self.sum[~used] = features[chosen] * self.count.mean()

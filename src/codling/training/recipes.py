@@ -1,0 +1,89 @@
+"""Training configurations, and the recipes of the shipped models as rows that name only what differs."""
+
+from dataclasses import dataclass, field
+
+from codling.errors import ConfigError
+from codling.models.cod import CoDConfig
+from codling.models.condition_codec import ConditionCodecConfig
+from codling.models.dit import TransformerConfig
+
+
+def published_weights() -> dict[str, float]:
+    """Weights of the published objective: the quantiser's loss counts 0.25, its codebook part 0.25 of that."""
+    return {"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0625}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All of a training run.
+
+    data, validation: directories of tar shards or pictures. validation may be empty: then nothing is validated.
+    crop: side of the training squares in pixels. batch: squares a step. steps: length of the run.
+    learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
+        that a run can be lengthened or brought to its end without starting over.
+    average: decay of the weight average. clip: largest gradient norm.
+    null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
+    codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
+    reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
+    quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
+        instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
+        it the condition codec trains alone, at a fraction of the cost.
+    precision: "bfloat16" (autocast) or "float32".
+    """
+
+    model: CoDConfig = field(default_factory=CoDConfig)
+    data: str = ""
+    validation: str = ""
+    crop: int = 256
+    batch: int = 128
+    steps: int = 400_000
+    seed: int = 0
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: int = 200
+    decay_share: float = 0.2
+    average: float = 0.9999
+    clip: float = 1.0
+    null_condition: float = 0.1
+    one_step_share: float = 0.0
+    codebook: str = "gradient"
+    reconstruction_layers: int = 3
+    quantise_from: int = 0
+    denoise_from: int = 0
+    precision: str = "bfloat16"
+    weights: dict[str, float] = field(default_factory=published_weights)
+    log_every: int = 50
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.codebook not in ("average", "gradient"):
+            raise ConfigError(f'training: codebook must be "average" or "gradient", got {self.codebook!r}')
+        if self.precision not in ("bfloat16", "float32"):
+            raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
+        if self.crop % self.model.grid:
+            raise ConfigError(
+                f"training: crop {self.crop} must be a multiple of the model's grid of {self.model.grid} px"
+            )
+
+
+COD_XS = CoDConfig(
+    condition=ConditionCodecConfig(
+        stride=16, codebook_size=256, codebook_width=32, encoder_width=40, decoder_width=160, decoder_blocks=3,
+        groups=8, stem_stride=4, shortcut=True,
+    ),
+    transformer=TransformerConfig(
+        width=160, heads=5, blocks=4, head_blocks=2, head_width=16, head_mlp_ratio=2, linear_head=True
+    ),
+    sigma_data=0.5,
+    tile=256,
+    overlap=64,
+    guidance=1.0,
+)  # fmt: skip
+
+RECIPES = {
+    "cod-xs": TrainingConfig(
+        model=COD_XS, crop=224, batch=16, steps=12_000, learning_rate=1e-3, average=0.999, one_step_share=0.35,
+        weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300, denoise_from=1500,
+        weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    ),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Models as files: store, registry, importers, and the embedded models."""
