@@ -1,0 +1,156 @@
+"""The command line as a user meets it: in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import codling
+from codling.cli.files import plan, write_whole
+from codling.errors import CodlingError
+from tests.conftest import noise_picture
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "codling", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", **environment})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    Image.fromarray(noise_picture(33, 47)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(noise_picture(20, 64)).save(tmp_path / "in" / "sub" / "b.jpg")
+    return tmp_path
+
+
+def test_folders_go_there_and_back(folder: Path, tiny_directory: Path) -> None:
+    done = run("encode", folder / "in", "-o", folder / "coded", "--model", tiny_directory, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [Path(row["target"]).relative_to(folder / "coded").as_posix() for row in rows] == ["a.roe", "sub/b.roe"]
+    for row in rows:
+        assert row["bytes"] == Path(row["target"]).stat().st_size
+        assert row["bpp"] == 8 * row["bytes"] / (row["width"] * row["height"])
+
+    done = run("decode", folder / "coded", "-o", folder / "out", "--model", tiny_directory, "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(folder / "out" / "a.png").size == (47, 33)
+    assert Image.open(folder / "out" / "sub" / "b.png").size == (64, 20)
+
+    done = run("info", folder / "coded" / "a.roe", "--json", CODLING_MODELS=str(tiny_directory.parent))
+    said = json.loads(done.stdout)[0]
+    assert (said["codec"], said["model"], said["width"], said["height"]) == ("cod", "tiny", 47, 33)
+
+
+def test_existing_files_are_kept_unless_forced(folder: Path, tiny_directory: Path) -> None:
+    target = folder / "a.roe"
+    target.write_bytes(b"precious")
+    arguments = ("encode", folder / "in" / "a.png", "-o", target, "-m", tiny_directory)
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert target.read_bytes() == b"precious"
+    assert run(*arguments, "--force").returncode == 0
+    assert codling.info(target.read_bytes()).width == 47
+
+
+def test_one_bad_file_does_not_stop_the_others(folder: Path, tiny_directory: Path) -> None:
+    (folder / "in" / "0-bad.png").write_bytes(b"not a picture")
+    done = run("encode", folder / "in", "-o", folder / "coded", "-m", tiny_directory)
+    assert done.returncode == 1
+    assert "0-bad.png: not a picture" in done.stderr
+    assert "1 of 3 files failed" in done.stderr
+    assert sorted(p.name for p in (folder / "coded").rglob("*.roe")) == ["a.roe", "b.roe"]
+    assert not [p for p in (folder / "coded").rglob("*") if p.is_file() and p.suffix != ".roe"]
+
+
+def test_errors_name_the_remedy(folder: Path, tiny_directory: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "x.roe").write_bytes(b"\xb7r")
+    blocked = folder / "file"
+    blocked.write_text("")
+    for arguments, message in [
+        (("encode", folder / "in" / "a.png", "-m", "cod-sx"), "did you mean"),
+        (("encode", folder / "empty", "-m", tiny_directory), "no file to work on"),
+        (("encode", folder / "missing.png", "-m", tiny_directory), "No such file"),
+        (("encode", folder / "in" / "a.png", "-m", tiny_directory, "-o", blocked / "x.roe"), str(blocked)),
+        (("decode", folder / "x.roe"), "ends inside"),
+        (("decode", folder / "x.roe", "-o", folder / "x.xyz"), "unknown suffix"),
+        (("models", "import", "cod", "--config", blocked, "--weights", blocked, "-o", folder / "m"), "not a published"),
+        (("train", "cod-xxs"), "did you mean cod-xs"),
+        (("train", "cod-xs", "--set", "bacth=3"), "did you mean batch"),
+        (("train", "cod-xs", "--set", f"data={folder / 'empty'}", "-o", folder / "run"), "no picture"),
+    ]:
+        done = run(*arguments)
+        assert done.returncode == 1, (arguments, done.stdout, done.stderr)
+        assert message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_several_models_in_one_decode(folder: Path, tiny_directory: Path) -> None:
+    data = codling.encode(noise_picture(20, 20), model=tiny_directory)
+    (folder / "x.roe").write_bytes(data)
+    done = run("decode", folder / "x.roe", "-o", folder / "x.webp", CODLING_MODELS=str(tiny_directory.parent))
+    assert done.returncode == 0, done.stderr
+    assert Image.open(folder / "x.webp").size == (20, 20)
+    done = run("decode", folder / "x.roe", "-o", folder / "y.webp")
+    assert done.returncode == 1
+    assert "which is not here" in done.stderr
+
+
+def test_models_are_listed(tiny_directory: Path) -> None:
+    done = run("models", "--json", CODLING_MODELS=str(tiny_directory.parent))
+    names = {row["name"]: row["source"] for row in json.loads(done.stdout)}
+    assert names["tiny"] == "local"
+    assert names["cod-xs"] == "embedded"
+    assert names["cod-pixel"] == "hub"
+    assert "cod-latent-64bit" in run("models").stdout
+
+
+def test_version_and_dry_run() -> None:
+    assert run("--version").stdout.strip() == codling.__version__
+    config = json.loads(run("train", "cod-xs", "--set", "batch=3", "--dry-run").stdout)
+    assert config["batch"] == 3
+
+
+def test_importing_needs_no_torch() -> None:
+    code = "import sys, codling; codling.info; codling.encode; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; from codling.cli import main; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_inputs_may_not_share_an_output(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CodlingError, match="would both be written"):
+        plan([tmp_path], None, suffixes=(".png", ".jpg"), new_suffix=".roe")
+    with pytest.raises(CodlingError, match="name a folder"):
+        plan([tmp_path], tmp_path / "x.roe", suffixes=(".png", ".jpg"), new_suffix=".roe")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "x.roe", b"data", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_writes_its_files(tmp_path: Path, tiny_directory: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise_picture(48, 64)).save(tmp_path / "photos" / "p.png")
+    done = run("demo", "--photos", tmp_path / "photos", "-o", tmp_path / "out", "-m", tiny_directory, "--steps", 1, "--steps", 3)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p-1.png", "p-3.png", "p.roe", "sheet.png"]
+    size = (tmp_path / "out" / "p.roe").stat().st_size
+    assert f"{size}" in done.stdout
+    assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).std() > 10
