@@ -108,7 +108,6 @@ def test_models_are_listed(tiny_directory: Path) -> None:
     done = run("models", "--json", CODLING_MODELS=str(tiny_directory.parent))
     names = {row["name"]: row["source"] for row in json.loads(done.stdout)}
     assert names["tiny"] == "local"
-    assert names["cod-xs"] == "embedded"
     assert names["cod-pixel"] == "hub"
     assert "cod-latent-64bit" in run("models").stdout
 
@@ -148,7 +147,19 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 def test_demo_writes_its_files(tmp_path: Path, tiny_directory: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise_picture(48, 64)).save(tmp_path / "photos" / "p.png")
-    done = run("demo", "--photos", tmp_path / "photos", "-o", tmp_path / "out", "-m", tiny_directory, "--steps", 1, "--steps", 3)
+    done = run(
+        "demo",
+        "--photos",
+        tmp_path / "photos",
+        "-o",
+        tmp_path / "out",
+        "-m",
+        tiny_directory,
+        "--steps",
+        1,
+        "--steps",
+        3,
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p-1.png", "p-3.png", "p.roe", "sheet.png"]
     size = (tmp_path / "out" / "p.roe").stat().st_size

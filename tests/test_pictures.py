@@ -35,7 +35,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 def test_sixteen_bits_are_rounded_not_cut() -> None:
-    levels = np.array([[0, 127, 128, 385, 386, 65406, 65535]], np.uint16)
+    levels = np.array([[0, 127, 128, 385, 386, 65407, 65535]], np.uint16)
     picture = load_picture(file_of(Image.fromarray(levels), "PNG"))
     assert picture.rgb[0, :, 0].tolist() == [0, 0, 0, 1, 2, 255, 255]
 
