@@ -58,10 +58,7 @@ def test_animations_give_their_first_frame_with_a_warning() -> None:
 def test_transparency_is_laid_on_white_or_kept(mode: str) -> None:
     image = Image.new("RGBA", (9, 7), (0, 0, 255, 255))
     image.paste((255, 0, 0, 0), (0, 0, 4, 7))
-    if mode == "palette":
-        data = file_of(image.quantize(), "PNG")
-    else:
-        data = file_of(image.convert(mode), "PNG")
+    data = file_of(image.quantize(), "PNG") if mode == "palette" else file_of(image.convert(mode), "PNG")
     picture = load_picture(data)
     assert picture.alpha is None
     assert picture.rgb[0, 0].tolist() == [255, 255, 255]
