@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import codling
-from codling.cli.files import plan, write_whole
+from codling.cli.files import plan
 from codling.errors import CodlingError
+from codling.files import write_whole
 from tests.conftest import noise_picture
 
 

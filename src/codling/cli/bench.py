@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from codling.cli import options
-from codling.cli.files import PICTURE_SUFFIXES, plan
+from codling.cli.files import plan
+from codling.files import PICTURE_SUFFIXES
 from codling.weights.catalogue import DEFAULT_MODEL
 
 

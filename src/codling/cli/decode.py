@@ -11,8 +11,9 @@ from PIL import Image
 from codling import api
 from codling.bitstream.container import MAX_PIXELS, unpack
 from codling.cli import options
-from codling.cli.files import Job, plan, run_jobs, write_whole
+from codling.cli.files import Job, plan, run_jobs
 from codling.errors import ConfigError
+from codling.files import write_whole
 
 if TYPE_CHECKING:
     from codling.codecs.base import Codec

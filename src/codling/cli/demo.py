@@ -8,7 +8,8 @@ import typer
 
 from codling import api
 from codling.cli import options
-from codling.cli.files import PICTURE_SUFFIXES, plan, write_whole
+from codling.cli.files import plan
+from codling.files import PICTURE_SUFFIXES, write_whole
 from codling.weights.catalogue import DEFAULT_MODEL
 
 

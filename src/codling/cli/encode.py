@@ -9,7 +9,8 @@ import typer
 from codling import api
 from codling.bitstream.container import MAX_PIXELS
 from codling.cli import options
-from codling.cli.files import PICTURE_SUFFIXES, Job, plan, run_jobs, write_whole
+from codling.cli.files import Job, plan, run_jobs
+from codling.files import PICTURE_SUFFIXES, write_whole
 from codling.weights.catalogue import DEFAULT_MODEL
 
 

@@ -1,9 +1,7 @@
-"""Many files through one function: inputs and folders, outputs written whole or not at all, failures counted."""
+"""Many files through one function: inputs and folders, failures counted."""
 
 import json
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +13,6 @@ from rich.console import Console
 from rich.progress import track
 
 from codling.errors import CodlingError
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2")
 
 
 @dataclass(frozen=True)
@@ -62,22 +58,6 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
     return jobs
 
 
-def write_whole(path: Path, data: bytes, *, force: bool) -> None:
-    """Write a file through a temporary one and a rename. Raises CodlingError if it exists and `force` is not set."""
-    if path.exists() and not force:
-        raise CodlingError(f"{path} exists; it is overwritten only with --force")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def run_jobs(
     jobs: list[Job],
     work: Callable[[Job], dict[str, Any]],
@@ -121,9 +101,3 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

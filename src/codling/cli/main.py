@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import codling
-from codling.cli import bench, decode, demo, encode, info, models, train
+from codling.cli import bench, decode, demo, encode, evaluate, info, models, report, train
 from codling.errors import CodlingError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("info")(info.command)
 app.add_typer(models.app, name="models")
 app.command("train")(train.command)
 app.command("bench")(bench.command)
+app.command("eval")(evaluate.command)
+app.command("report")(report.command)
 app.command("demo")(demo.command)
 
 

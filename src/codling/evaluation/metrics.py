@@ -1,21 +1,123 @@
 """Distances between pictures, always on 8-bit pictures of the same size."""
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from codling.errors import ImageError
+from codling.configuration import suggest
+from codling.errors import CodlingError, ConfigError, ImageError
+from codling.evaluation.similarity import gmsd, haarpsi
+from codling.evaluation.swd import swd
+
+MS_SSIM_SMALLEST = 161
+
+
+class UnavailableError(CodlingError):
+    """A metric cannot be computed here; the message says how to get what it needs."""
 
 
 def psnr(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """PSNR in dB of (H, W, 3) uint8 pictures over all channels; infinite if they are equal.
-
-    Raises ImageError if sizes or types differ: nothing is resized.
-    """
-    if reference.shape != decoded.shape or reference.dtype != np.uint8 or decoded.dtype != np.uint8:
-        raise ImageError(
-            f"PSNR compares uint8 pictures of one size, got {reference.dtype} {reference.shape} and "
-            f"{decoded.dtype} {decoded.shape}"
-        )
+    """PSNR in dB over all channels; infinite for equal pictures."""
     error = float(np.square(reference.astype(np.float64) - decoded).mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ms_ssim(reference: np.ndarray, decoded: np.ndarray) -> float:
+    """MS-SSIM of pytorch-msssim with its defaults, mean of the RGB channels. Sides must exceed 160 px."""
+    if min(reference.shape[:2]) < MS_SSIM_SMALLEST:
+        raise UnavailableError(
+            f"MS-SSIM needs sides of at least {MS_SSIM_SMALLEST} px, got {reference.shape[1]} x {reference.shape[0]}"
+        )
+    try:
+        from pytorch_msssim import ms_ssim as library
+    except ImportError:
+        raise UnavailableError("MS-SSIM needs pytorch-msssim: pip install codling[eval]") from None
+    return float(library(_tensor(reference, 1.0), _tensor(decoded, 1.0), data_range=255))
+
+
+def lpips(reference: np.ndarray, decoded: np.ndarray, *, network: Literal["alex", "vgg"]) -> float:
+    """LPIPS (Zhang et al. 2018) through torchmetrics, with the network named: "alex" and "vgg" are different scales."""
+    try:
+        from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity as library
+
+        return float(library(_unit(reference), _unit(decoded), net_type=network))
+    except (ImportError, OSError) as error:
+        raise UnavailableError(_weights_hint(f"LPIPS with {network}", error)) from error
+
+
+def dists(reference: np.ndarray, decoded: np.ndarray) -> float:
+    """DISTS (Ding et al. 2020) through torchmetrics."""
+    try:
+        from torchmetrics.functional.image.dists import deep_image_structure_and_texture_similarity as library
+
+        return float(library(_tensor(reference, 255.0), _tensor(decoded, 255.0)))
+    except (ImportError, OSError) as error:
+        raise UnavailableError(_weights_hint("DISTS", error)) from error
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A distance of two pictures. `title` is for axes and tables, with its unit; `higher_is_better` its direction."""
+
+    title: str
+    compute: Callable[[np.ndarray, np.ndarray], float]
+    higher_is_better: bool
+
+
+METRICS: Mapping[str, Metric] = {
+    "psnr": Metric("PSNR, dB", psnr, True),
+    "ms-ssim": Metric("MS-SSIM", ms_ssim, True),
+    "haarpsi": Metric("HaarPSI", haarpsi, True),
+    "gmsd": Metric("GMSD", gmsd, False),
+    "swd": Metric("SWD", swd, False),
+    "lpips-alex": Metric("LPIPS (alex)", lambda a, b: lpips(a, b, network="alex"), False),
+    "lpips-vgg": Metric("LPIPS (vgg)", lambda a, b: lpips(a, b, network="vgg"), False),
+    "dists": Metric("DISTS", dists, False),
+}
+DEFAULT_METRICS = ("psnr", "ms-ssim", "swd")
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Raises ConfigError on a metric that does not exist."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}{suggest(name, METRICS)}; there are {', '.join(METRICS)}")
+
+
+def measure(reference: np.ndarray, decoded: np.ndarray, names: tuple[str, ...]) -> dict[str, float | str]:
+    """The named distances of (H, W, 3) uint8 pictures; for an unavailable one, the reason instead of a number.
+
+    Raises ImageError if sizes or types differ: nothing is ever resized.
+    """
+    check_names(names)
+    if reference.shape != decoded.shape or reference.dtype != np.uint8 or decoded.dtype != np.uint8:
+        raise ImageError(
+            f"wanted two uint8 pictures of one size, got {reference.dtype} {reference.shape} and "
+            f"{decoded.dtype} {decoded.shape}; pictures are never resized to be compared"
+        )
+    values: dict[str, float | str] = {}
+    for name in names:
+        try:
+            values[name] = METRICS[name].compute(reference, decoded)
+        except UnavailableError as error:
+            values[name] = str(error)
+    return values
+
+
+def _tensor(picture: np.ndarray, divisor: float):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / divisor
+
+
+def _unit(picture: np.ndarray):  # type: ignore[no-untyped-def]
+    """[-1, 1], which LPIPS expects."""
+    return _tensor(picture, 127.5) - 1
+
+
+def _weights_hint(name: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"{name} needs torchvision and weights that it downloads: pip install codling[eval] torchvision ({reason})"

@@ -30,7 +30,7 @@ class CodebookAverage:
     count falls below `REVIVE` of the mean count is put on a feature of the current batch.
     """
 
-    DECAY = 0.95
+    DECAY = 0.98
     REVIVE = 0.1
 
     def __init__(self, embedding: Tensor):

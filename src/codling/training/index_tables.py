@@ -47,7 +47,8 @@ def group_indices(maps: list[np.ndarray], codebook_size: int) -> np.ndarray:
     for _ in range(8):
         centres = points[rng.choice(codebook_size, MAX_GROUPS, replace=False)]
         for _ in range(40):
-            distance = np.square(points[:, None] - centres).sum(-1)
+            # |p - c|^2 without the points' own norm sums, which are all 1.
+            distance = 1 + np.square(centres).sum(-1) - 2 * points @ centres.T
             nearest = distance.argmin(1)
             for group in range(MAX_GROUPS):
                 members = nearest == group

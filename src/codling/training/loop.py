@@ -116,10 +116,14 @@ class Run:
         os.replace(temporary, path)
 
     def restore(self, path: Path) -> None:
-        """Continue a saved run. Its model must be the configured one; schedule and data may differ."""
+        """Continue a saved run. Its networks must be the configured ones; schedule, data and decoding may differ."""
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        saved = from_dict(TrainingConfig, state["config"])
-        if saved.model != self.config.model:
+        saved, wanted = from_dict(TrainingConfig, state["config"]).model, self.config.model
+        if (saved.condition, saved.transformer, saved.sigma_data) != (
+            wanted.condition,
+            wanted.transformer,
+            wanted.sigma_data,
+        ):
             raise ConfigError(f"{path} was trained with another model configuration; use another output directory")
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])

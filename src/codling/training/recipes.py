@@ -68,7 +68,7 @@ class TrainingConfig:
 
 COD_XS = CoDConfig(
     condition=ConditionCodecConfig(
-        stride=16, codebook_size=256, codebook_width=32, encoder_width=40, decoder_width=160, decoder_blocks=3,
+        stride=16, codebook_size=2048, codebook_width=32, encoder_width=40, decoder_width=160, decoder_blocks=3,
         groups=8, stem_stride=4, shortcut=True,
     ),
     transformer=TransformerConfig(
@@ -80,10 +80,16 @@ COD_XS = CoDConfig(
     guidance=1.0,
 )  # fmt: skip
 
+# Both in one directory, one after the other: the condition codec alone, then all of the model.
 RECIPES = {
+    "cod-xs-codec": TrainingConfig(
+        model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
+        null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
+        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    ),
     "cod-xs": TrainingConfig(
-        model=COD_XS, crop=224, batch=16, steps=12_000, learning_rate=1e-3, average=0.999, one_step_share=0.35,
-        weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300, denoise_from=1500,
-        weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+        model=COD_XS, crop=224, batch=16, steps=9000, learning_rate=1e-3, decay_share=0.4, average=0.999,
+        one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
+        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
     ),
 }  # fmt: skip

@@ -1,0 +1,51 @@
+"""`codling eval`: rate, distortion and realism of codecs on a folder of pictures."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+METRICS_HELP = "psnr, ms-ssim, haarpsi, gmsd, swd, lpips-alex, lpips-vgg, dists. Repeatable."
+
+
+def command(
+    images: Annotated[Path, typer.Option(help="Folder of pictures.", show_default=False)],
+    codec: Annotated[
+        list[str],
+        typer.Option(help="NAME[/FACTOR][:KEY=V,V...], as avif/3:quality=0,20. Repeatable.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the results; run again to continue.", show_default=False)],
+    metric: Annotated[list[str] | None, typer.Option(help=METRICS_HELP, show_default="psnr, ms-ssim, swd")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default="one a core")] = None,
+    time: Annotated[bool, typer.Option("--time", help="Then time each setting, alone and warm.")] = False,
+) -> None:
+    """Encode to real files, decode from the bytes alone, measure. Exits with status 1 if any picture failed."""
+    from codling.evaluation.contenders import parse_spec
+    from codling.evaluation.metrics import DEFAULT_METRICS
+    from codling.evaluation.runner import pictures_in, run
+    from codling.evaluation.summary import summarise, write
+    from codling.evaluation.timing import time_setting
+
+    settings = [setting for spec in codec for setting in parse_spec(spec)]
+    pictures = pictures_in(images)
+    results = run(
+        pictures,
+        settings,
+        out,
+        metrics=tuple(metric or DEFAULT_METRICS),
+        jobs=jobs or os.cpu_count() or 1,
+        report=print,
+    )
+    write(results, summarise(results), out)
+    print(f"results are in {out}/results.json, .csv and, with pyarrow, .parquet; `codling report {out}` draws them")
+    if time:
+        print(f"{'setting':<28}{'encode':>10}{'decode':>10}{'memory':>10}   (medians, 1 process, all cores)")
+        for setting in settings:
+            timing = time_setting(setting, pictures[:3])
+            print(
+                f"{setting.label:<28}{timing.encode_seconds:>8.3f} s{timing.decode_seconds:>8.3f} s"
+                f"{timing.peak_bytes / 1e9:>7.2f} GB   {timing.threads} threads"
+            )
+    if results.failures:
+        raise typer.Exit(1)

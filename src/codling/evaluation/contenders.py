@@ -1,0 +1,198 @@
+"""Who is compared: codling's models and the classical codecs, each at settings named on the command line.
+
+A specification is `NAME[/FACTOR][:KEY=VALUE,VALUE...]...`; every combination of the values is a setting:
+
+    cod-xs:steps=1,25       a model of `codling models` (or the path of one) decoded with 1 and with 25 steps
+    avif:quality=0,20,40    AVIF at three qualities
+    avif/3:quality=0,20     the picture shrunk to a third, coded, and enlarged again: what one does today at low rates
+"""
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from codling import api
+from codling.configuration import suggest
+from codling.errors import ConfigError, FormatError
+from codling.weights.catalogue import entries
+
+if TYPE_CHECKING:
+    from codling.codecs.base import Codec
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A picture format of Pillow: what `save` is told besides the quality, and how its files begin."""
+
+    format: str
+    suffix: str
+    fixed: Mapping[str, object]
+    module: str = ""  # registers the format with Pillow
+
+
+CLASSICAL = {
+    "jpeg": Classical("JPEG", ".jpg", {"optimize": True}),
+    "webp": Classical("WEBP", ".webp", {"method": 6}),
+    "avif": Classical("AVIF", ".avif", {"speed": 4}),
+    "jxl": Classical("JXL", ".jxl", {"effort": 7}, module="pillow_jxl"),
+}
+# First byte of a shrunk picture's file if its sides were not multiples of the factor; no picture format starts so.
+UNEVEN = b"\x01"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One codec at one setting: a point of a rate-distortion curve. `options` are (key, value) pairs."""
+
+    name: str
+    factor: int
+    options: tuple[tuple[str, str], ...]
+
+    @property
+    def curve(self) -> str:
+        """The codec without its setting, for example `avif/3`; points of one curve share it."""
+        base = Path(self.name).name
+        return base if self.factor == 1 else f"{base}/{self.factor}"
+
+    @property
+    def label(self) -> str:
+        """For example `avif/3:quality=20`; also a file name, with `_` for `/` and `:`."""
+        return ":".join([self.curve, *(f"{key}={value}" for key, value in self.options)])
+
+    @property
+    def folder(self) -> str:
+        return self.label.replace("/", "_").replace(":", "_")
+
+    @property
+    def suffix(self) -> str:
+        return CLASSICAL[self.name].suffix if self.name in CLASSICAL else ".roe"
+
+    def encode(self, path: Path) -> bytes:
+        """The picture at `path` as a file's bytes."""
+        if self.name not in CLASSICAL:
+            return api.encode(path, model=_model(self.name))
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+        excess = (-picture.width % self.factor, -picture.height % self.factor)
+        data = self._save(_shrink(picture, self.factor, excess))
+        return data if excess == (0, 0) else UNEVEN + bytes(excess) + data
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The bytes alone, back to a picture."""
+        if self.name not in CLASSICAL:
+            return self._decode_roe(data)
+        excess = (0, 0)
+        if data[:1] == UNEVEN:
+            excess, data = (data[1], data[2]), data[3:]
+        codec = _classical(self.name)
+        with Image.open(io.BytesIO(data), formats=[codec.format]) as opened:
+            small = opened.convert("RGB")
+        if self.factor == 1:
+            return small
+        size = (small.width * self.factor, small.height * self.factor)
+        whole = small.resize(size, Image.Resampling.BICUBIC)
+        return whole.crop((0, 0, size[0] - excess[0], size[1] - excess[1]))
+
+    def fingerprint(self) -> str:
+        """What besides the setting decides the result: versions of libraries, or the model's id."""
+        if self.name not in CLASSICAL:
+            return f"{_model(self.name).model_id:06x}"
+        library = {"avif": "avif", "webp": "webp", "jpeg": "libjpeg_turbo"}.get(self.name)
+        version = features.version(library) if library else distribution_version("pillow-jxl-plugin")
+        return f"Pillow {PIL.__version__}, {self.name} {version}"
+
+    def _save(self, picture: Image.Image) -> bytes:
+        codec, buffer = _classical(self.name), io.BytesIO()
+        picture.save(buffer, codec.format, **{**codec.fixed, **{key: int(value) for key, value in self.options}})
+        return buffer.getvalue()
+
+    def _decode_roe(self, data: bytes) -> Image.Image:
+        options = dict(self.options)
+        return api.decode(
+            data,
+            model=_model(self.name),
+            steps=int(options["steps"]) if "steps" in options else None,
+            guidance=float(options["guidance"]) if "guidance" in options else None,
+            sampler=options.get("sampler"),
+            seed=int(options.get("seed", 0)),
+        )
+
+
+# The keys a specification may set, with what turns their text into a value.
+ROE_KEYS: Mapping[str, Callable[[str], object]] = {"steps": int, "guidance": float, "sampler": str, "seed": int}
+CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}
+
+
+def parse_spec(spec: str) -> list[Setting]:
+    """All settings of a specification. Raises ConfigError naming what is wrong with it."""
+    head, *groups = spec.split(":")
+    name, factor = head, 1
+    if "/" in head and head.rpartition("/")[2].isdigit():
+        name, _, text = head.rpartition("/")
+        factor = int(text)
+    names = {*CLASSICAL, *(entry.name for entry in entries())}
+    if name not in names and not Path(name).is_dir():
+        raise ConfigError(
+            f"codec {spec!r}: unknown codec {name!r}{suggest(name, names)}; wanted one of {', '.join(sorted(names))}, "
+            "or a model's directory"
+        )
+    if name in CLASSICAL:
+        _classical(name)
+    elif factor != 1:
+        raise ConfigError(f"codec {spec!r}: only classical codecs take a factor of shrinking")
+    if not 1 <= factor <= 128:
+        raise ConfigError(f"codec {spec!r}: the factor of shrinking must be 1 to 128, got {factor}")
+    keys = CLASSICAL_KEYS if name in CLASSICAL else ROE_KEYS
+    choices = []
+    for group in groups:
+        key, equals, values = group.partition("=")
+        if not equals or key not in keys:
+            raise ConfigError(f"codec {spec!r}: wanted KEY=VALUE,... with KEY in {', '.join(keys)}, got {group!r}")
+        for value in values.split(","):
+            try:
+                keys[key](value)
+            except ValueError:
+                raise ConfigError(f"codec {spec!r}: {key} cannot be {value!r}") from None
+        choices.append([(key, value) for value in values.split(",")])
+    return [Setting(name, factor, combination) for combination in itertools.product(*choices)]
+
+
+def _classical(name: str) -> Classical:
+    codec = CLASSICAL[name]
+    try:
+        if codec.module:
+            import_module(codec.module)
+    except ImportError as error:
+        raise ConfigError(f"{name}: this format needs `pip install codling[eval]` ({error})") from error
+    if name == "avif" and not features.check("avif"):
+        raise ConfigError("avif: this Pillow has no AVIF; install Pillow 11.3 or later from its wheels")
+    return codec
+
+
+def _shrink(picture: Image.Image, factor: int, excess: tuple[int, int]) -> Image.Image:
+    """Shrink by an exact factor, the sides first padded to multiples of it by repeating the last row and column."""
+    if factor == 1:
+        return picture
+    padded = np.pad(np.asarray(picture), ((0, excess[1]), (0, excess[0]), (0, 0)), mode="edge")
+    height, width = padded.shape[:2]
+    return Image.fromarray(padded).resize((width // factor, height // factor), Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=1)
+def _model(name: str) -> "Codec":
+    """The model, kept between pictures by a worker that does one setting at a time."""
+    try:
+        return api.load(os.fspath(name))
+    except FormatError as error:
+        raise ConfigError(str(error)) from error

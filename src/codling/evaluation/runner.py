@@ -1,0 +1,213 @@
+"""Running an evaluation: every picture to a real file, decoded from the bytes alone, measured; a run resumes.
+
+OUT/files/SETTING/PICTURE.avif       what the codec wrote: its length is the rate
+OUT/decoded/SETTING/PICTURE.png      what came back
+OUT/measures/SETTING/PICTURE.json    one measurement, with what it depends on
+"""
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from codling import __version__
+from codling.errors import CodlingError, ConfigError
+from codling.evaluation import swd
+from codling.evaluation.contenders import Setting
+from codling.evaluation.metrics import check_names, measure
+from codling.files import PICTURE_SUFFIXES, write_whole
+
+# Patches a picture adds to the distance over the whole set: 24 pictures give 24,000 a level.
+SET_PATCHES = 1024
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that a setting could not do."""
+
+    setting: str
+    picture: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """All measurements, a dictionary each (see `Measurement` in `docs/evaluation.md`), and what failed.
+
+    sets: per setting label, distances over the whole set.
+    """
+
+    rows: list[dict[str, Any]]
+    sets: dict[str, dict[str, float]]
+    failures: list[Failure]
+
+
+def pictures_in(directory: Path) -> list[Path]:
+    """The pictures of a folder, sorted. Raises ConfigError if there is none, or two would share a name."""
+    found = sorted(p for p in directory.glob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    if not found:
+        raise ConfigError(f"no picture in {directory} (looked for {', '.join(PICTURE_SUFFIXES)})")
+    stems = [path.stem for path in found]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise ConfigError(f"{directory} holds several pictures named {twice[0]!r}; names must differ before the suffix")
+    return found
+
+
+def run(
+    pictures: list[Path],
+    settings: list[Setting],
+    out: Path,
+    *,
+    metrics: tuple[str, ...],
+    jobs: int,
+    report: Callable[[str], None],
+) -> Results:
+    """Measure every setting on every picture, `jobs` at a time, and keep all of it under `out`.
+
+    Encoders and decoders are different processes: a decoder is handed a file, never the picture. Measurements that are
+    there already and depend on the same picture, codec and version are kept.
+    """
+    check_names(metrics)
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    sets: dict[str, dict[str, float]] = {}
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(jobs, context, _one_thread, (jobs,)) as encoders,
+        ProcessPoolExecutor(jobs, context, _one_thread, (jobs,)) as decoders,
+        ThreadPoolExecutor(jobs) as threads,
+    ):
+        for setting in settings:
+            chains = {
+                threads.submit(_chain, picture, setting, out, metrics, encoders, decoders): picture
+                for picture in pictures
+            }
+            done: list[dict[str, Any]] = []
+            for chain in as_completed(chains):
+                try:
+                    done.append(chain.result())
+                except Exception as error:  # whatever a codec raises must not end the other codecs' run
+                    name = "" if isinstance(error, CodlingError) else f"{type(error).__name__}: "
+                    failures.append(Failure(setting.label, chains[chain].name, f"{name}{error}"))
+                    report(f"failed: {setting.label} on {chains[chain].name}: {name}{error}")
+            done.sort(key=lambda row: row["picture"])
+            rows += done
+            if done and "swd" in metrics:
+                names = {row["picture"] for row in done}
+                pairs = [(p, _paths(p, setting, out)[1]) for p in pictures if p.name in names]
+                sets[setting.label] = {"swd-set": encoders.submit(set_distance, pairs).result()}
+            if done:
+                report(_line(setting, done))
+    return Results(rows, sets, failures)
+
+
+def set_distance(pairs: list[tuple[Path, Path]]) -> float:
+    """SWD of all originals against all decoded pictures, each set pooled."""
+    sides = [[swd.patches(_read(pair[side]), SET_PATCHES) for pair in pairs] for side in (0, 1)]
+    return swd.compare(sides[0], sides[1])
+
+
+def _chain(
+    picture: Path, setting: Setting, out: Path, metrics: tuple[str, ...], encoders: Executor, decoders: Executor
+) -> dict[str, Any]:
+    """One picture through encoder, decoder and metrics, each in its process, unless it has been measured before."""
+    file, decoded, record = _paths(picture, setting, out)
+    # The fingerprint may load a model, which belongs into a worker.
+    key = encoders.submit(_key, picture, setting).result()
+    row = _stored(record, key)
+    if row is None or not decoded.exists():
+        encode_seconds = encoders.submit(_encode, picture, setting, file).result()
+        decode_seconds = decoders.submit(_decode, file, setting, decoded).result()
+        row = {"encode_seconds": encode_seconds, "decode_seconds": decode_seconds, "metrics": {}}
+    missing = tuple(name for name in metrics if not isinstance(row["metrics"].get(name), float))
+    if missing or "bytes" not in row:
+        size, values = encoders.submit(_measure, picture, decoded, missing).result()
+        length = file.stat().st_size
+        row |= {
+            "setting": setting.label, "curve": setting.curve, "picture": picture.name, "width": size[0],
+            "height": size[1], "bytes": length, "bpp": 8 * length / (size[0] * size[1]), "key": key,
+            "metrics": row["metrics"] | values,
+        }  # fmt: skip
+        write_whole(record, json.dumps(row, indent=1).encode(), force=True)
+    return row
+
+
+def _paths(picture: Path, setting: Setting, out: Path) -> tuple[Path, Path, Path]:
+    return (
+        out / "files" / setting.folder / f"{picture.stem}{setting.suffix}",
+        out / "decoded" / setting.folder / f"{picture.stem}.png",
+        out / "measures" / setting.folder / f"{picture.stem}.json",
+    )
+
+
+def _key(picture: Path, setting: Setting) -> dict[str, str]:
+    return {
+        "sha256": hashlib.sha256(picture.read_bytes()).hexdigest(),
+        "codec": setting.fingerprint(),
+        "codling": __version__,
+    }
+
+
+def _stored(record: Path, key: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(record.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return row if row.get("key") == key else None
+
+
+def _encode(picture: Path, setting: Setting, file: Path) -> float:
+    begin = time.perf_counter()
+    data = setting.encode(picture)
+    seconds = time.perf_counter() - begin
+    write_whole(file, data, force=True)
+    return seconds
+
+
+def _decode(file: Path, setting: Setting, decoded: Path) -> float:
+    data = file.read_bytes()
+    begin = time.perf_counter()
+    picture = setting.decode(data)
+    seconds = time.perf_counter() - begin
+    buffer = BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=1)
+    write_whole(decoded, buffer.getvalue(), force=True)
+    return seconds
+
+
+def _measure(picture: Path, decoded: Path, metrics: tuple[str, ...]) -> tuple[tuple[int, int], dict[str, float | str]]:
+    original = _read(picture)
+    return (original.shape[1], original.shape[0]), measure(original, _read(decoded), metrics)
+
+
+def _read(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def _line(setting: Setting, done: list[dict[str, Any]]) -> str:
+    means = _means(done)
+    return f"{setting.label:<28}{np.mean([row['bpp'] for row in done]):>8.4f} bpp   " + "   ".join(means)
+
+
+def _means(done: list[dict[str, Any]]) -> Iterator[str]:
+    for name in done[0]["metrics"]:
+        values = [row["metrics"][name] for row in done]
+        yield f"{name} {np.mean(values):.4g}" if all(isinstance(v, float) for v in values) else f"{name} unavailable"
+
+
+def _one_thread(jobs: int) -> None:
+    """Workers side by side take a thread each; a single worker may use the whole machine."""
+    import torch
+
+    if jobs > 1:
+        torch.set_num_threads(1)

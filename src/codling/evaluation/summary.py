@@ -1,0 +1,195 @@
+"""From measurements to figures: means with bootstrap intervals, rate-distortion curves, Bjontegaard deltas."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codling import __version__
+from codling.errors import CodlingError, RateError
+from codling.evaluation.metrics import METRICS
+from codling.evaluation.runner import Failure, Results
+from codling.files import write_whole
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over pictures and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting over all its pictures. bytes: of all files together. metrics: the available ones only."""
+
+    setting: str
+    curve: str
+    pictures: int
+    bytes: int
+    bpp: Interval
+    metrics: Mapping[str, Interval]
+    over_set: Mapping[str, float]
+
+
+def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Mean and percentile bootstrap over pictures, 95%."""
+    data = np.asarray(values, float)
+    drawn = np.random.default_rng(seed).integers(len(data), size=(RESAMPLES, len(data)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(data[drawn].mean(1), [tail, 100 - tail])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def summarise(results: Results) -> list[Point]:
+    """A point per setting, in the order they were run."""
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for row in results.rows:
+        by_setting.setdefault(row["setting"], []).append(row)
+    points = []
+    for setting, rows in by_setting.items():
+        names = [n for n in METRICS if all(isinstance(row["metrics"].get(n), float) for row in rows)]
+        points.append(
+            Point(
+                setting,
+                rows[0]["curve"],
+                len(rows),
+                sum(row["bytes"] for row in rows),
+                interval([row["bpp"] for row in rows]),
+                {name: interval([row["metrics"][name] for row in rows]) for name in names},
+                results.sets.get(setting, {}),
+            )
+        )
+    return points
+
+
+def bd_rate(
+    reference: Sequence[tuple[float, float]], tested: Sequence[tuple[float, float]], *, higher_is_better: bool = True
+) -> float:
+    """Bjontegaard delta rate in percent: how many more bits `tested` takes than `reference` at equal quality.
+
+    Both are (rate, quality) points, at least two. The logarithm of the rate is interpolated over the quality by PCHIP
+    and averaged over the qualities both reach. Raises RateError if they share none: nothing is extrapolated.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    sign = 1 if higher_is_better else -1
+    curves = []
+    for points in (reference, tested):
+        ordered = sorted((sign * quality, np.log(rate)) for rate, quality in points)
+        qualities = np.array([quality for quality, _ in ordered])
+        if len(qualities) < 2 or (np.diff(qualities) <= 0).any():
+            raise RateError(f"a BD rate needs two or more points of different quality on each curve, got {points}")
+        curves.append(PchipInterpolator(qualities, [rate for _, rate in ordered], extrapolate=False))
+    low = max(curve.x[0] for curve in curves)
+    high = min(curve.x[-1] for curve in curves)
+    if low >= high:
+        raise RateError(
+            f"the curves share no quality: {sign * curves[0].x[0]:.4g} to {sign * curves[0].x[-1]:.4g} against "
+            f"{sign * curves[1].x[0]:.4g} to {sign * curves[1].x[-1]:.4g}; add settings until they overlap"
+        )
+    areas = [curve.integrate(low, high) for curve in curves]
+    return float(100 * (np.exp((areas[1] - areas[0]) / (high - low)) - 1))
+
+
+def bd_rates(results: Results, reference: str, tested: str, metric: str) -> dict[str, float]:
+    """The BD rate of two curves in both averagings: of the mean curves, and the mean of each picture's own.
+
+    "pictures" says on how many pictures the two overlapped; the others are left out of the mean.
+    """
+    direction = METRICS[metric].higher_is_better
+
+    def points(curve: str, picture: str | None = None) -> list[tuple[float, float]]:
+        by_setting: dict[str, list[tuple[float, float]]] = {}
+        for row in results.rows:
+            if row["curve"] == curve and picture in (None, row["picture"]):
+                by_setting.setdefault(row["setting"], []).append((row["bpp"], row["metrics"][metric]))
+        return [(float(np.mean([r for r, _ in v])), float(np.mean([q for _, q in v]))) for v in by_setting.values()]
+
+    own = []
+    for picture in sorted({row["picture"] for row in results.rows}):
+        try:
+            own.append(bd_rate(points(reference, picture), points(tested, picture), higher_is_better=direction))
+        except RateError:
+            continue
+    averaged = bd_rate(points(reference), points(tested), higher_is_better=direction)
+    return {
+        "of mean curves": averaged,
+        "mean of pictures": float(np.mean(own)) if own else float("nan"),
+        "pictures": len(own),
+    }
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured with."""
+    import PIL
+    import torch
+
+    return {
+        "codling": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "numpy": np.__version__, "pillow": PIL.__version__, "system": platform.platform(),
+    }  # fmt: skip
+
+
+def write(results: Results, points: list[Point], out: Path) -> None:
+    """`results.csv` (a row a file), `results.parquet` where pyarrow is installed, and `results.json` (everything)."""
+    flat = [
+        {k: v for k, v in row.items() if k not in ("metrics", "key")}
+        | {name: value if isinstance(value, float) else None for name, value in row["metrics"].items()}
+        for row in results.rows
+    ]
+    document = {
+        "machine": machine(),
+        "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0},
+        "points": [_plain(point) for point in points],
+        "failures": [vars(failure) for failure in results.failures],
+        "rows": results.rows,
+    }
+    write_whole(out / "results.json", json.dumps(document, indent=1).encode(), force=True)
+    if not flat:
+        return
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, flat[0])
+    writer.writeheader()
+    writer.writerows(flat)
+    write_whole(out / "results.csv", table.getvalue().encode(), force=True)
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), buffer)
+    write_whole(out / "results.parquet", buffer.getvalue(), force=True)
+
+
+def read(out: Path) -> Results:
+    """What `write` wrote. Raises CodlingError if there is no `results.json`."""
+    path = out / "results.json"
+    if not path.exists():
+        raise CodlingError(f"{path} is missing; run `codling eval ... --out {out}` first")
+    document = json.loads(path.read_text())
+    return Results(
+        document["rows"],
+        {point["setting"]: point["over_set"] for point in document["points"]},
+        [Failure(**failure) for failure in document["failures"]],
+    )
+
+
+def _plain(point: Point) -> dict[str, Any]:
+    return {
+        "setting": point.setting, "curve": point.curve, "pictures": point.pictures, "bytes": point.bytes,
+        "bpp": vars(point.bpp), "metrics": {name: vars(value) for name, value in point.metrics.items()},
+        "over_set": dict(point.over_set),
+    }  # fmt: skip
