@@ -1,0 +1,255 @@
+"""`codling eval` and `codling report`: honest files, failures that cost one picture, runs that resume, and the page."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from codling.cli.main import app
+from codling.errors import CodlingError, ConfigError, RateError
+from codling.evaluation import runner
+from codling.evaluation.contenders import parse_spec
+from codling.evaluation.report import build
+from codling.evaluation.runner import Results, pictures_in, run
+from codling.evaluation.summary import bd_rate, bd_rates, interval, read, summarise, write
+from tests.test_metrics import photograph
+
+METRICS = ("psnr", "ms-ssim", "swd")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures of different, uneven sizes, and one that is none."""
+    directory = tmp_path_factory.mktemp("images")
+    for number, (height, width) in enumerate([(170, 200), (163, 181), (200, 165)]):
+        Image.fromarray(photograph(height, width)).save(directory / f"{number}.png")
+    (directory / "broken.png").write_bytes(b"not a picture")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def done(images: Path, tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path) -> tuple[Path, Results]:
+    out = tmp_path_factory.mktemp("out")
+    specs = ["webp:quality=1,30,60", "jpeg:quality=5,20,40", "avif/3:quality=20", f"{tiny_directory}:steps=1"]
+    settings = [setting for spec in specs for setting in parse_spec(spec)]
+    results = run(pictures_in(images), settings, out, metrics=METRICS, jobs=2, report=lambda _: None)
+    write(results, summarise(results), out)
+    return out, results
+
+
+def test_rates_are_lengths_of_files_on_disk(done: tuple[Path, Results]) -> None:
+    out, results = done
+    assert len(results.rows) == 8 * 3
+    for row in results.rows:
+        folder = row["setting"].replace("/", "_").replace(":", "_")
+        (file,) = (out / "files" / folder).glob(Path(row["picture"]).stem + ".*")
+        assert row["bytes"] == file.stat().st_size
+        assert row["bpp"] == 8 * file.stat().st_size / (row["width"] * row["height"])
+
+
+def test_a_broken_picture_costs_itself_only(done: tuple[Path, Results]) -> None:
+    _, results = done
+    assert {failure.picture for failure in results.failures} == {"broken.png"}
+    assert len(results.failures) == 8
+    assert all(failure.message for failure in results.failures)
+
+
+def test_files_decode_from_their_bytes_alone(done: tuple[Path, Results], images: Path) -> None:
+    """Every classical file, shrunk ones of uneven sides included, gives the measured picture in the original's size."""
+    out, _ = done
+    for spec in ("webp:quality=30", "avif/3:quality=20"):
+        (setting,) = parse_spec(spec)
+        for picture in sorted(images.glob("?.png")):
+            file = out / "files" / setting.folder / f"{picture.stem}{setting.suffix}"
+            decoded = np.asarray(setting.decode(file.read_bytes()))
+            assert decoded.shape == np.asarray(Image.open(picture)).shape
+            assert np.array_equal(decoded, np.asarray(Image.open(out / "decoded" / setting.folder / picture.name)))
+
+
+def test_a_second_run_resumes(
+    done: tuple[Path, Results], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = done
+    copied = tmp_path / "out"
+    shutil.copytree(out, copied)
+    settings = parse_spec("webp:quality=1,30")
+    pictures = [images / "0.png", images / "1.png"]
+    (copied / "measures" / settings[0].folder / "0.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in copied.glob("files/webp*/*")}
+    results = run(pictures, settings, copied, metrics=("psnr",), jobs=1, report=lambda _: None)
+    changed = {path.name for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert changed == {"0.webp"}
+    assert len(results.rows) == 4
+    # Another picture under the same name is another measurement.
+    Image.fromarray(photograph(180, 180)).save(tmp_path / "0.png")
+    (row,) = run([tmp_path / "0.png"], settings[1:], copied, metrics=("psnr",), jobs=1, report=lambda _: None).rows
+    assert (row["width"], row["height"]) == (180, 180)
+
+
+def test_a_full_disk_is_reported_and_leaves_no_half_file(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (setting,) = parse_spec("webp:quality=1")
+    monkeypatch.setattr("codling.files.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        runner._encode(images / "0.png", setting, tmp_path / "x.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_written_and_read_back(done: tuple[Path, Results]) -> None:
+    out, results = done
+    again = read(out)
+    assert again.rows == results.rows
+    assert again.failures == results.failures
+    assert len((out / "results.csv").read_text().splitlines()) == len(results.rows) + 1
+    assert (out / "results.parquet").stat().st_size > 0
+    with pytest.raises(CodlingError, match="run `codling eval"):
+        read(out / "files")
+
+
+def test_intervals_hold_the_mean_and_narrow_with_pictures() -> None:
+    values = np.random.default_rng(0).normal(10, 2, 400)
+    few, many = interval(values[:20]), interval(values)
+    assert few.low < values[:20].mean() < few.high
+    assert many.high - many.low == pytest.approx(4 * 2 / np.sqrt(400), rel=0.15)  # two standard errors a side
+    assert interval(values) == many
+
+
+def test_bd_rate_of_curves_whose_answer_is_known() -> None:
+    """A curve that takes 20% fewer bits at every quality; a lower-is-better metric; no overlap."""
+    quality = np.array([20.0, 23.0, 25.0, 28.0])
+    rate = np.exp(0.3 * quality)
+    reference = list(zip(rate, quality, strict=True))
+    saving = list(zip(0.8 * rate, quality, strict=True))
+    assert bd_rate(reference, saving) == pytest.approx(-20)
+    assert bd_rate(saving, reference) == pytest.approx(25)
+    assert bd_rate(reference, reference) == pytest.approx(0)
+    shifted = list(zip(0.8 * np.exp(0.3 * (quality + 1)), quality + 1, strict=True))
+    assert bd_rate(reference, shifted) == pytest.approx(-20, abs=0.2)
+    falling = [(r, -q) for r, q in reference]
+    assert bd_rate(falling, [(0.8 * r, q) for r, q in falling], higher_is_better=False) == pytest.approx(-20)
+    with pytest.raises(RateError, match="share no quality"):
+        bd_rate(reference, [(r, q + 50) for r, q in reference])
+    with pytest.raises(RateError, match="two or more"):
+        bd_rate(reference, reference[:1])
+
+
+def test_bd_rates_have_both_averagings(done: tuple[Path, Results]) -> None:
+    _, results = done
+    there, back = bd_rates(results, "jpeg", "webp", "psnr"), bd_rates(results, "webp", "jpeg", "psnr")
+    assert (1 + there["of mean curves"] / 100) * (1 + back["of mean curves"] / 100) == pytest.approx(1)
+    assert there["mean of pictures"] * back["mean of pictures"] < 0
+    assert there["pictures"] == back["pictures"] == 3
+
+
+class Links(HTMLParser):
+    """Collects whatever a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href") and tag != "a"]
+
+
+@pytest.fixture(scope="module")
+def page(done: tuple[Path, Results], images: Path) -> str:
+    out, results = done
+    return build(
+        results, summarise(results), out, images, budgets=(1.0,), pictures=("0.png", "1.png"), reference="jpeg",
+        title="A <test>", machine={"system": "none"},
+    )  # fmt: skip
+
+
+def test_the_page_stands_alone(page: str) -> None:
+    links = Links()
+    links.feed(page)
+    assert all(link.startswith(("#", "data:")) or not link for link in links.found)
+    assert "url(http" not in page
+    assert "A &lt;test&gt;" in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert set(data["pictures"]) == {"0.png", "1.png"}
+    assert data["pictures"]["0.png"]["original"].startswith("data:image/webp;base64,")
+
+
+def test_the_page_works_in_a_browser(page: str, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert 'data-ready="yes"' in dom  # the script ran to its end
+    assert '<option value="original">' in dom
+    assert dom.count('src="data:image/webp') == 2
+
+
+def test_reports_that_cannot_be_drawn(done: tuple[Path, Results], images: Path) -> None:
+    out, results = done
+    common = {"out": out, "images": images, "title": "", "machine": {}}
+    points = summarise(results)
+    with pytest.raises(CodlingError, match=r"near 50\.0 bpp"):
+        build(results, points, budgets=(50.0,), pictures=("0.png",), reference=None, **common)  # type: ignore[arg-type]
+    with pytest.raises(CodlingError, match=r"no measurement of a picture 'x\.png'"):
+        build(results, points, budgets=(1.0,), pictures=("x.png",), reference=None, **common)  # type: ignore[arg-type]
+    with pytest.raises(CodlingError, match="no curve 'gif'"):
+        build(results, points, budgets=(1.0,), pictures=("0.png",), reference="gif", **common)  # type: ignore[arg-type]
+    with pytest.raises(CodlingError, match="no measurement"):
+        build(Results([], {}, []), [], budgets=(1.0,), pictures=(), reference=None, **common)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("avfi:quality=1", "did you mean .*avif"),
+        ("webp:qualty=1", "KEY in quality"),
+        ("webp:quality=high", "cannot be 'high'"),
+        ("webp/0:quality=1", "1 to 128"),
+        ("webp:quality", "KEY=VALUE"),
+    ],
+)
+def test_bad_specifications(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_spec(spec)
+
+
+def test_specifications_span_the_product_of_their_values() -> None:
+    labels = [setting.label for setting in parse_spec("avif/2:quality=0,9:speed=4,6")]
+    assert labels == [f"avif/2:quality={q}:speed={s}" for q in (0, 9) for s in (4, 6)]
+
+
+def test_folders_without_pictures_and_with_equal_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no picture in"):
+        pictures_in(tmp_path)
+    for suffix in ("png", "bmp"):
+        Image.fromarray(photograph(20, 20)).save(tmp_path / f"same.{suffix}")
+    with pytest.raises(ConfigError, match="several pictures named 'same'"):
+        pictures_in(tmp_path)
+
+
+def test_the_commands(images: Path, tmp_path: Path) -> None:
+    """The exit status tells that a picture failed; everything else is there, the report too."""
+    cli = CliRunner()
+    asked = ["eval", "--images", str(images), "--codec", "webp:quality=1,40", "--out", str(tmp_path), "--time"]
+    result = cli.invoke(app, [*asked, "--metric", "psnr", "--jobs", "1"])
+    assert result.exit_code == 1
+    assert "failed: webp:quality=1 on broken.png" in result.output
+    assert "GB" in result.output
+    output = tmp_path / "report.html"
+    drawn = cli.invoke(app, ["report", str(tmp_path), "--images", str(images), "-o", str(output), "--bpp", "0.5"])
+    assert drawn.exit_code == 0, drawn.output
+    assert output.stat().st_size > 10_000
