@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from codling.cli.main import app
-from codling.errors import CodlingError, ConfigError, RateError
+from codling.errors import CodlingError, ConfigError, ImageError, RateError
 from codling.evaluation import runner
 from codling.evaluation.contenders import parse_spec
+from codling.evaluation.patches import patch_distances, patches
 from codling.evaluation.report import build
 from codling.evaluation.runner import Results, pictures_in, run
-from codling.evaluation.summary import bd_rate, bd_rates, interval, read, summarise, write
+from codling.evaluation.summary import bd_rate, bd_rates, interval, read, read_published, summarise, write
 from tests.test_metrics import photograph
 
 METRICS = ("psnr", "ms-ssim", "swd")
@@ -210,6 +212,66 @@ def test_reports_that_cannot_be_drawn(done: tuple[Path, Results], images: Path) 
         build(results, points, budgets=(1.0,), pictures=("0.png",), reference="gif", **common)  # type: ignore[arg-type]
     with pytest.raises(CodlingError, match="no measurement"):
         build(Results([], {}, []), [], budgets=(1.0,), pictures=(), reference=None, **common)  # type: ignore[arg-type]
+
+
+def test_patches_are_the_grid_and_the_grid_shifted_by_half() -> None:
+    picture = np.arange(100 * 70 * 3).reshape(100, 70, 3)
+    found = patches(picture, 32)
+    assert found.shape == (3 * 2 + 2 * 1, 32, 32, 3)
+    assert np.array_equal(found[3], picture[32:64, 32:64])
+    assert np.array_equal(found[7], picture[48:80, 16:48])
+    assert patches(picture, 128).shape == (0, 128, 128, 3)
+
+
+class MeanFeatures(torch.nn.Module):
+    """Means of 2 x 2 squares of a patch: features that need no weights."""
+
+    num_features = 12
+
+    def forward(self, patch: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(patch.float() / 255, 2).flatten(1)
+
+
+def test_patch_distances_are_those_of_their_features(tmp_path: Path) -> None:
+    """FID against the closed form of two Gaussians; KID near zero for equal sets, larger for darker pictures."""
+    originals, darker = photograph(200, 300), (photograph(200, 300) * 0.7).astype(np.uint8)
+    for name, picture in (("a", originals), ("b", darker)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    values = patch_distances([(a, b)], size=32, features=MeanFeatures())
+    sides = [
+        MeanFeatures()(torch.from_numpy(patches(picture, 32)).permute(0, 3, 1, 2)).double().numpy()
+        for picture in (originals, darker)
+    ]
+    mean, cov = [side.mean(0) for side in sides], [np.cov(side.T) for side in sides]
+    root = np.sqrt(np.linalg.eigvals(cov[0] @ cov[1]).astype(complex)).real.sum()
+    expected = np.square(mean[0] - mean[1]).sum() + np.trace(cov[0] + cov[1]) - 2 * root
+    assert values["fid-32"] == pytest.approx(expected, rel=1e-2)
+    same = patch_distances([(a, a)], size=32, features=MeanFeatures())
+    assert abs(same["kid-32"]) < 0.1 * values["kid-32"]
+    with pytest.raises(ImageError, match="at least 2"):
+        patch_distances([(a, a)], size=256, features=MeanFeatures())
+
+
+def test_published_figures_join_the_report(done: tuple[Path, Results], images: Path, tmp_path: Path) -> None:
+    out, results = done
+    table = tmp_path / "vtm.csv"
+    table.write_text("curve,bpp,psnr,ms-ssim,source\nVTM,0.05,26.1,,a paper\nVTM,0.11,28.5,,a paper\n")
+    points = read_published(table)
+    assert [point.metrics["psnr"].mean for point in points] == [26.1, 28.5]
+    page = build(
+        results, [*summarise(results), *points], out, images, budgets=(1.0,), pictures=("0.png",), reference="jpeg",
+        title="", machine={},
+    )  # fmt: skip
+    assert "VTM: a paper" in page
+    for text, message in [
+        ("curve,bpp,psnr\n", "no rows"),
+        ("curve,bpp,psnr\nx,1,2\n", "wanted the columns"),
+        ("curve,bpp,source,psnr\nx,1,y,high\n", "line 2"),
+    ]:
+        table.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_published(table)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,23 @@ def test_training_learns(pictures: Path) -> None:
     assert np.mean(losses[-5:]) < 0.67 * np.mean(losses[:5])
 
 
+@pytest.mark.parametrize("codebook", ["average", "gradient"])
+def test_a_frozen_encoder_keeps_its_indices_while_the_rest_learns(pictures: Path, codebook: str) -> None:
+    run = Run(tiny_run(pictures, freeze_encoder_from=2, codebook=codebook), CPU)
+    batches = [training_batch(load_pictures(pictures, crop=64).pictures, s, batch=4, crop=64, seed=0) for s in range(5)]
+
+    def step(number: int) -> tuple[torch.Tensor, ...]:
+        run.train_step(batches[number])
+        codec = run.model.condition_codec
+        parts = (codec.encoder.parameters(), codec.quantiser.parameters(), codec.decoder.parameters())
+        return tuple(torch.cat([p.detach().flatten() for p in part]) for part in parts)
+
+    before, last, *after = [step(number) for number in range(5)]
+    assert not torch.equal(before[0], last[0])
+    assert all(torch.equal(last[0], now[0]) and torch.equal(last[1], now[1]) for now in after)
+    assert not torch.equal(last[2], after[-1][2])
+
+
 def test_a_diverging_run_says_so(pictures: Path) -> None:
     run = Run(tiny_run(pictures), CPU)
     with pytest.raises(ConfigError, match="diverged at step 0"):
@@ -117,12 +134,12 @@ def test_terms_are_unweighted_and_weighted_once(pictures: Path) -> None:
     run = Run(tiny_run(pictures), CPU)
     image = torch.rand(4, 3, 64, 64) * 2 - 1
     draws = Draws.make(image.shape, null_condition=0.5, one_step_share=0.5, seed=0, step=0, device=CPU)
-    terms = cod_step(run.model, run.head, image, image, draws, quantise=True, denoise=True).terms
+    terms = cod_step(run.model, run.head, image, image, draws, quantise=True, denoise=True, encode=True).terms
     assert set(terms) == set(TERMS)
     choice = {"flow": 2.0, "reconstruction": 0.0, "commitment": 0.5, "codebook": 0.0}
     assert total(terms, choice).item() == pytest.approx(2 * terms["flow"].item() + 0.5 * terms["commitment"].item())
     # Skipped parts: without the transformer there is no flow, without the quantiser the picture is another one.
-    skipped = cod_step(run.model, run.head, image, image, draws, quantise=False, denoise=False).terms
+    skipped = cod_step(run.model, run.head, image, image, draws, quantise=False, denoise=False, encode=True).terms
     assert skipped["flow"].item() == 0
     assert skipped["reconstruction"].item() != terms["reconstruction"].item()
 

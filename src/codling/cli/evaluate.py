@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-METRICS_HELP = "psnr, ms-ssim, haarpsi, gmsd, swd, lpips-alex, lpips-vgg, dists. Repeatable."
+METRICS_HELP = "psnr, ms-ssim, haarpsi, gmsd, swd, lpips-alex, lpips-vgg, dists, fid-64, fid-256. Repeatable."
 
 
 def command(

@@ -20,18 +20,22 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="Curve that BD rates refer to, as avif/3.", show_default=False)
     ] = None,
+    published: Annotated[
+        list[Path] | None,
+        typer.Option(help="CSV of published figures: curve, bpp, source, metrics. Repeatable.", show_default=False),
+    ] = None,
     title: Annotated[str, typer.Option(help="Heading.")] = "Rate, distortion and realism",
     force: options.Force = False,
 ) -> None:
     """Draw an evaluation as one self-contained HTML page."""
     from codling.evaluation.report import build
-    from codling.evaluation.summary import machine, read, summarise
+    from codling.evaluation.summary import machine, read, read_published, summarise
 
     measured = read(results)
     names = sorted({row["picture"] for row in measured.rows})
     page = build(
         measured,
-        summarise(measured),
+        [*summarise(measured), *(point for path in published or [] for point in read_published(path))],
         results,
         images,
         budgets=tuple(bpp or (0.03,)),

@@ -77,14 +77,17 @@ METRICS: Mapping[str, Metric] = {
     "lpips-vgg": Metric("LPIPS (vgg)", lambda a, b: lpips(a, b, network="vgg"), False),
     "dists": Metric("DISTS", dists, False),
 }
+# Metrics of whole sets, see `patches`; each comes with the KID of the same patches.
+SET_METRICS = ("fid-64", "fid-256")
 DEFAULT_METRICS = ("psnr", "ms-ssim", "swd")
 
 
-def check_names(names: tuple[str, ...]) -> None:
-    """Raises ConfigError on a metric that does not exist."""
+def check_names(names: tuple[str, ...], *, over_set: bool = False) -> None:
+    """Raises ConfigError on a metric that does not exist; those of whole sets count with `over_set` only."""
+    known = (*METRICS, *SET_METRICS) if over_set else tuple(METRICS)
     for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"unknown metric {name!r}{suggest(name, METRICS)}; there are {', '.join(METRICS)}")
+        if name not in known:
+            raise ConfigError(f"unknown metric {name!r}{suggest(name, known)}; there are {', '.join(known)}")
 
 
 def measure(reference: np.ndarray, decoded: np.ndarray, names: tuple[str, ...]) -> dict[str, float | str]:

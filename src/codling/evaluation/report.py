@@ -49,6 +49,8 @@ def build(
     summary = f"{len(points)} settings on {count} pictures of {html.escape(images.name)}."
     if unavailable:
         summary += " Not available here: " + html.escape("; ".join(unavailable)) + "."
+    if sources := sorted({f"{point.curve}: {point.source}" for point in points if point.source}):
+        summary += " Published figures, not measured here: " + html.escape("; ".join(sources)) + "."
     if results.failures:
         summary += f" {len(results.failures)} measurements failed, see results.json."
     data = {
@@ -77,13 +79,15 @@ def _curve(points: list[Point], metric: str) -> str:
     figure = Figure(figsize=(5.6, 3.9), layout="constrained")
     axes = figure.add_subplot()
     for number, curve in enumerate(dict.fromkeys(point.curve for point in points)):
+        measured = any(p.pictures for p in points if p.curve == curve)
         own = sorted((p for p in points if p.curve == curve and metric in p.metrics), key=lambda p: p.bpp.mean)
         if not own:
             continue
         rate = [point.bpp.mean for point in own]
         values = [point.metrics[metric] for point in own]
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(rate, [v.mean for v in values], "o-", color=colour, label=curve, markersize=4, linewidth=1.4)
+        style = "o-" if measured else "x--"
+        axes.plot(rate, [v.mean for v in values], style, color=colour, label=curve, markersize=4, linewidth=1.4)
         if len(own) > 1:
             axes.fill_between(rate, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.13)
         else:
@@ -110,7 +114,8 @@ def _table(points: list[Point], names: list[str]) -> str:
     head = ["setting", "bytes a picture", "bpp", *(METRICS[name].title for name in names), *sets]
     rows = []
     for point in points:
-        cells = [html.escape(point.setting), f"{point.bytes / point.pictures:.0f}", f"{point.bpp.mean:.4f}"]
+        size = f"{point.bytes / point.pictures:.0f}" if point.pictures else "-"
+        cells = [html.escape(point.setting), size, f"{point.bpp.mean:.4f}"]
         cells += [_number(point.metrics[name].mean) if name in point.metrics else "-" for name in names]
         cells += [_number(point.over_set[name]) if name in point.over_set else "-" for name in sets]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -182,7 +187,9 @@ def _nearest(points: list[Point], budget: float) -> list[Point]:
 
 
 def _unavailable(results: Results) -> list[str]:
-    reasons = [v for row in results.rows for v in row["metrics"].values() if isinstance(v, str)]
+    values = [value for row in results.rows for value in row["metrics"].values()]
+    values += [value for distances in results.sets.values() for value in distances.values()]
+    reasons = [value for value in values if isinstance(value, str)]
     return sorted(set(reasons))
 
 

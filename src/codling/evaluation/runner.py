@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from codling import __version__
-from codling.errors import CodlingError, ConfigError
+from codling.errors import CodlingError, ConfigError, ImageError
 from codling.evaluation import swd
 from codling.evaluation.contenders import Setting
-from codling.evaluation.metrics import check_names, measure
+from codling.evaluation.metrics import METRICS, UnavailableError, check_names, measure
+from codling.evaluation.patches import SIZES, patch_distances
 from codling.files import PICTURE_SUFFIXES, write_whole
 
 # Patches a picture adds to the distance over the whole set: 24 pictures give 24,000 a level.
@@ -47,7 +48,7 @@ class Results:
     """
 
     rows: list[dict[str, Any]]
-    sets: dict[str, dict[str, float]]
+    sets: dict[str, dict[str, float | str]]
     failures: list[Failure]
 
 
@@ -76,10 +77,11 @@ def run(
     Encoders and decoders are different processes: a decoder is handed a file, never the picture. Measurements that are
     there already and depend on the same picture, codec and version are kept.
     """
-    check_names(metrics)
+    check_names(metrics, over_set=True)
+    each = tuple(name for name in metrics if name in METRICS)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    sets: dict[str, dict[str, float]] = {}
+    sets: dict[str, dict[str, float | str]] = {}
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs, context, _one_thread, (jobs,)) as encoders,
@@ -88,8 +90,7 @@ def run(
     ):
         for setting in settings:
             chains = {
-                threads.submit(_chain, picture, setting, out, metrics, encoders, decoders): picture
-                for picture in pictures
+                threads.submit(_chain, picture, setting, out, each, encoders, decoders): picture for picture in pictures
             }
             done: list[dict[str, Any]] = []
             for chain in as_completed(chains):
@@ -101,19 +102,31 @@ def run(
                     report(f"failed: {setting.label} on {chains[chain].name}: {name}{error}")
             done.sort(key=lambda row: row["picture"])
             rows += done
-            if done and "swd" in metrics:
-                names = {row["picture"] for row in done}
-                pairs = [(p, _paths(p, setting, out)[1]) for p in pictures if p.name in names]
-                sets[setting.label] = {"swd-set": encoders.submit(set_distance, pairs).result()}
+            names = {row["picture"] for row in done}
+            pairs = [(p, _paths(p, setting, out)[1]) for p in pictures if p.name in names]
+            if pairs:
+                sets[setting.label] = encoders.submit(set_distances, pairs, metrics).result()
             if done:
                 report(_line(setting, done))
     return Results(rows, sets, failures)
 
 
-def set_distance(pairs: list[tuple[Path, Path]]) -> float:
-    """SWD of all originals against all decoded pictures, each set pooled."""
-    sides = [[swd.patches(_read(pair[side]), SET_PATCHES) for pair in pairs] for side in (0, 1)]
-    return swd.compare(sides[0], sides[1])
+def set_distances(pairs: list[tuple[Path, Path]], metrics: tuple[str, ...]) -> dict[str, float | str]:
+    """Distances of all originals from all decoded pictures, each set pooled; for an unavailable one, the reason.
+
+    `swd-set` comes with the metric swd, the patch distances of a size with fid-64 or fid-256.
+    """
+    values: dict[str, float | str] = {}
+    if "swd" in metrics:
+        sides = [[swd.patches(_read(pair[side]), SET_PATCHES) for pair in pairs] for side in (0, 1)]
+        values["swd-set"] = swd.compare(sides[0], sides[1])
+    for size in SIZES:
+        if f"fid-{size}" in metrics:
+            try:
+                values |= patch_distances(pairs, size=size)
+            except (UnavailableError, ImageError) as error:
+                values[f"fid-{size}"] = str(error)
+    return values
 
 
 def _chain(

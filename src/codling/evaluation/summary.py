@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from codling import __version__
-from codling.errors import CodlingError, RateError
+from codling.errors import CodlingError, ConfigError, RateError
 from codling.evaluation.metrics import METRICS
 from codling.evaluation.runner import Failure, Results
 from codling.files import write_whole
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+PUBLISHED = ("curve", "bpp", "source")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting over all its pictures. bytes: of all files together. metrics: the available ones only."""
+    """A setting over all its pictures. bytes: of all files together. metrics: the available ones only.
+
+    Published points have no files: pictures and bytes are 0, and `source` says where the figures are from.
+    """
 
     setting: str
     curve: str
@@ -41,6 +45,7 @@ class Point:
     bpp: Interval
     metrics: Mapping[str, Interval]
     over_set: Mapping[str, float]
+    source: str = ""
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
@@ -68,9 +73,35 @@ def summarise(results: Results) -> list[Point]:
                 sum(row["bytes"] for row in rows),
                 interval([row["bpp"] for row in rows]),
                 {name: interval([row["metrics"][name] for row in rows]) for name in names},
-                results.sets.get(setting, {}),
+                {name: v for name, v in results.sets.get(setting, {}).items() if isinstance(v, float)},
             )
         )
+    return points
+
+
+def read_published(path: Path) -> list[Point]:
+    """Published figures as points: a CSV with the columns `curve`, `bpp`, `source` and any of the metrics' names.
+
+    Raises ConfigError on a column that is unknown or missing, or a cell that is no number.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name not in PUBLISHED] if rows else []
+    missing = set(PUBLISHED) - set(rows[0] if rows else ())
+    if missing or not names or any(name not in METRICS for name in names):
+        raise ConfigError(
+            f"{path}: wanted the columns {', '.join(PUBLISHED)} and one or more of {', '.join(METRICS)}, "
+            f"got {', '.join(rows[0]) if rows else 'no rows'}"
+        )
+    points = []
+    for number, row in enumerate(rows, 2):
+        try:
+            bpp, values = float(row["bpp"]), {name: float(row[name]) for name in names if row[name]}
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
+        exact = {name: Interval(value, value, value) for name, value in values.items()}
+        label = f"{row['curve']} at {bpp:g} bpp"
+        points.append(Point(label, row["curve"], 0, 0, Interval(bpp, bpp, bpp), exact, {}, row["source"]))
     return points
 
 
@@ -152,6 +183,7 @@ def write(results: Results, points: list[Point], out: Path) -> None:
     document = {
         "machine": machine(),
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0},
+        "sets": results.sets,
         "points": [_plain(point) for point in points],
         "failures": [vars(failure) for failure in results.failures],
         "rows": results.rows,
@@ -182,7 +214,7 @@ def read(out: Path) -> Results:
     document = json.loads(path.read_text())
     return Results(
         document["rows"],
-        {point["setting"]: point["over_set"] for point in document["points"]},
+        document["sets"],
         [Failure(**failure) for failure in document["failures"]],
     )
 

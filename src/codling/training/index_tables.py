@@ -6,8 +6,8 @@ from codling.bitstream.entropy import fit_weights
 from codling.bitstream.indices import IndexModel
 
 MAX_GROUPS = 15
-# Weight of the prior in counts: how much a context must have been seen before it is believed over its parts.
-PRIOR = 48.0
+# Weight of the prior, in counts a codeword: what a context must have seen before it is believed over its parts.
+PRIOR = 8.0
 
 
 def fit_index_model(maps: list[np.ndarray], codebook_size: int) -> IndexModel:
@@ -27,7 +27,7 @@ def fit_index_model(maps: list[np.ndarray], codebook_size: int) -> IndexModel:
     left = counts.sum(1) + 0.5 * codebook_size * marginal / marginal.sum()
     upper = counts.sum(0) + 0.5 * codebook_size * marginal / marginal.sum()
     prior = _normalised(_normalised(left)[:, None] * _normalised(upper)[None] / _normalised(marginal))
-    weights = fit_weights((counts + PRIOR * prior).reshape(-1, codebook_size))
+    weights = fit_weights((counts + PRIOR * codebook_size * prior).reshape(-1, codebook_size))
     return IndexModel(groups.astype(np.uint8), np.maximum(weights, 1).astype(np.uint16))
 
 

@@ -74,6 +74,7 @@ class Run:
         )
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
+        encode = config.freeze_encoder_from is None or self.step < config.freeze_encoder_from
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             result = cod_step(
                 self.model,
@@ -83,6 +84,7 @@ class Run:
                 draws,
                 quantise=self.step >= config.quantise_from,
                 denoise=self.step >= config.denoise_from,
+                encode=encode,
             )
         loss = total(result.terms, config.weights)
         if not math.isfinite(loss.item()):
@@ -91,7 +93,7 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], config.clip)
         self.optimiser.step()
-        if config.codebook == "average" and self.step >= config.quantise_from:
+        if config.codebook == "average" and encode and self.step >= config.quantise_from:
             features = result.features.movedim(1, -1)[result.counted].flatten(0, 2)
             self.codebook.update(
                 self.embedding.data, features, result.indices[result.counted].flatten(), seed=self.step

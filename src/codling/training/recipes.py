@@ -27,7 +27,8 @@ class TrainingConfig:
     reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
     quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
         instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
-        it the condition codec trains alone, at a fraction of the cost.
+        it the condition codec trains alone, at a fraction of the cost. freeze_encoder_from: step from which the encoder
+        and the codebook stay as they are, so that indices are settled while the rest learns to read them; None: never.
     precision: "bfloat16" (autocast) or "float32".
     """
 
@@ -50,6 +51,7 @@ class TrainingConfig:
     reconstruction_layers: int = 3
     quantise_from: int = 0
     denoise_from: int = 0
+    freeze_encoder_from: int | None = None
     precision: str = "bfloat16"
     weights: dict[str, float] = field(default_factory=published_weights)
     log_every: int = 50
@@ -85,11 +87,11 @@ RECIPES = {
     "cod-xs-codec": TrainingConfig(
         model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
         null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+        denoise_from=5200, freeze_encoder_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
     ),
     "cod-xs": TrainingConfig(
         model=COD_XS, crop=224, batch=16, steps=9000, learning_rate=1e-3, decay_share=0.4, average=0.999,
         one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+        denoise_from=5200, freeze_encoder_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
     ),
 }  # fmt: skip

@@ -76,16 +76,26 @@ class StepResult:
 
 
 def cod_step(
-    model: CoD, head: ReconstructionHead, image: Tensor, state: Tensor, draws: Draws, *, quantise: bool, denoise: bool
+    model: CoD,
+    head: ReconstructionHead,
+    image: Tensor,
+    state: Tensor,
+    draws: Draws,
+    *,
+    quantise: bool,
+    denoise: bool,
+    encode: bool,
 ) -> StepResult:
     """All terms for a batch of images (B, 3, H, W) and their states (the images themselves in pixel space).
 
     Without `quantise` the decoder sees the features themselves; without `denoise` the transformer is not run and the
-    flow term is zero. Both serve the first steps of a run, see `TrainingConfig`.
+    flow term is zero; without `encode` no gradient reaches the encoder. They make the stages of a run, see
+    `TrainingConfig`.
     """
     null = draws.null[:, None, None, None]
     # "Nothing known" is the image whose pixels are all -1, as in the published training.
-    features = model.condition_codec.encoder(torch.where(null, -1.0, image))
+    with torch.set_grad_enabled(encode and torch.is_grad_enabled()):
+        features = model.condition_codec.encoder(torch.where(null, -1.0, image))
     quantised = model.condition_codec.quantiser(features)
     condition = model.condition_codec.decoder(quantised.codewords if quantise else features)
 
@@ -99,7 +109,7 @@ def cod_step(
             "flow": flow,
             "reconstruction": (reconstruction.square() * ~null).mean(),
             "commitment": quantised.commitment,
-            "codebook": quantised.codebook,
+            "codebook": quantised.codebook if encode else quantised.codebook.detach(),
         },
         features=features.detach().float(),
         indices=quantised.indices,

@@ -1,0 +1,62 @@
+"""The models in the package: small, described, and good enough that a photograph is recognisable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import codling
+from codling.bitstream.container import unpack
+from codling.bitstream.indices import Mode
+from codling.codecs.base import Codec
+from codling.evaluation.metrics import psnr
+from codling.weights.catalogue import embedded_directory, entries
+
+MAX_BYTES = 24_000_000
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return codling.load("cod-xs", device="cpu")
+
+
+def test_embedded_models_are_small_and_described() -> None:
+    names = [entry.name for entry in entries() if entry.source == "embedded"]
+    assert "cod-xs" in names
+    assert sum(p.stat().st_size for p in embedded_directory().rglob("*") if p.is_file()) < MAX_BYTES
+    for name in names:
+        card = (embedded_directory() / name / "README.md").read_text()
+        for part in ("## Data", "## Recipe", "## Figures", "## Known failures"):
+            assert part in card, f"the card of {name} lacks {part!r}"
+
+
+def test_photographs_come_back(photos: list[Path], codec: Codec) -> None:
+    """At most 0.035 bpp and at least 21 dB with one step: a photograph's 16 x 16 means reach some 21.5 dB."""
+    for photo in photos:
+        data = codling.encode(photo, model=codec)
+        assert codling.info(data).bpp < 0.035
+        assert unpack(data).payload[0] == Mode.CODED
+        original = np.asarray(Image.open(photo).convert("RGB"))
+        assert psnr(original, np.asarray(codling.decode(data, model=codec, steps=1))) > 21
+
+
+def test_faithful_and_realistic(photos: list[Path], codec: Codec) -> None:
+    """One step is nearer to the photograph; more steps have more texture and depend on the seed."""
+    original = Image.open(photos[0]).convert("RGB").crop((100, 100, 356, 356))
+    data = codling.encode(original, model=codec)
+    one, many, other = (
+        np.asarray(codling.decode(data, model=codec, steps=steps, seed=seed))
+        for steps, seed in ((1, 0), (8, 0), (8, 1))
+    )
+    assert psnr(np.asarray(original), one) > psnr(np.asarray(original), many)
+    texture = [np.abs(np.diff(picture.astype(float), axis=1)).mean() for picture in (one, many)]
+    assert texture[1] > texture[0]
+    assert not np.array_equal(many, other)
+
+
+def test_the_default_model_and_the_model_a_file_names(photos: list[Path]) -> None:
+    picture = Image.open(photos[0]).convert("RGB").crop((0, 0, 50, 33))
+    data = codling.encode(picture)
+    assert codling.info(data).model == "cod-xs"
+    assert codling.decode(data).size == (50, 33)
