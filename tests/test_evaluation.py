@@ -94,6 +94,22 @@ def test_a_second_run_resumes(
     assert (row["width"], row["height"]) == (180, 180)
 
 
+def test_an_interrupted_run_goes_on(images: Path, tmp_path: Path) -> None:
+    """Interrupted after its first setting, a run keeps what it has and does the rest the next time."""
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    settings, pictures = parse_spec("webp:quality=1,30"), [images / "0.png", images / "1.png"]
+    with pytest.raises(KeyboardInterrupt):
+        run(pictures, settings, tmp_path, metrics=("psnr",), jobs=1, report=interrupt)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*")}
+    assert {path.parent.name for path in before} == {settings[0].folder}
+    results = run(pictures, settings, tmp_path, metrics=("psnr",), jobs=1, report=lambda _: None)
+    assert len(results.rows) == 4
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+
 def test_a_full_disk_is_reported_and_leaves_no_half_file(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,6 @@ def directions() -> np.ndarray:
 def _blur(picture: np.ndarray) -> np.ndarray:
     """Binomial blur, the border reflected."""
     padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="reflect")
-    rows = sum(w * padded[i : i + picture.shape[0]] for i, w in enumerate(KERNEL))
-    out: np.ndarray = sum(w * rows[:, i : i + picture.shape[1]] for i, w in enumerate(KERNEL))  # type: ignore[index,assignment]
+    rows = np.sum([w * padded[i : i + picture.shape[0]] for i, w in enumerate(KERNEL)], axis=0)
+    out: np.ndarray = np.sum([w * rows[:, i : i + picture.shape[1]] for i, w in enumerate(KERNEL)], axis=0)
     return out

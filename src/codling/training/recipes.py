@@ -90,7 +90,7 @@ RECIPES = {
         denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
     ),
     "cod-xs": TrainingConfig(
-        model=COD_XS, crop=224, batch=16, steps=7600, learning_rate=1e-3, decay_share=0.18, average=0.996,
+        model=COD_XS, crop=224, batch=16, steps=7150, learning_rate=1e-3, decay_share=0.122, average=0.996,
         one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
         denoise_from=5200, freeze_encoder_from=5200,
         weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
