@@ -17,7 +17,7 @@ def command(
     photos: Annotated[Path, typer.Option(help="Folder of photographs.")] = Path("examples/photos"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("demo"),
     steps: Annotated[
-        list[int] | None, typer.Option(help="Steps to decode with. Repeatable.", show_default="1, 25")
+        list[int] | None, typer.Option(help="Steps to decode with. Repeatable.", show_default="1, 4")
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -30,7 +30,7 @@ def command(
     codec = api.load(model, device=device)
     rows = []
     print(f"{'photograph':<12}{'bytes':>7}{'bpp':>9}{'encode':>9}   steps: PSNR, seconds to decode")
-    for result in demonstrate([job.source for job in jobs], codec, steps=tuple(steps or (1, 25))):
+    for result in demonstrate([job.source for job in jobs], codec, steps=tuple(steps or (1, 4))):
         write_whole(output / f"{result.name}.roe", result.data, force=True)
         for count, (image, _, _) in result.decoded.items():
             buffer = io.BytesIO()

@@ -77,9 +77,10 @@ COD_XS = CoDConfig(
         width=160, heads=5, blocks=4, head_blocks=2, head_width=16, head_mlp_ratio=2, linear_head=True
     ),
     sigma_data=0.5,
-    tile=256,
-    overlap=64,
-    guidance=1.0,
+    tile=768,
+    overlap=128,
+    steps=4,
+    guidance=1.5,
 )  # fmt: skip
 
 # Both in one directory, one after the other: the condition codec alone, then all of the model.
