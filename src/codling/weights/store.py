@@ -60,6 +60,7 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / (WEIGHTS + ".tmp")
     save_file(stored, temporary)
+    temporary.chmod(0o644)  # safetensors writes for the owner alone, and models are shared
     manifest = Manifest(FORMAT, "cod", file_sha256(temporary), model.config, autoencoder)
     os.replace(temporary, directory / WEIGHTS)
     temporary = directory / (CONFIG + ".tmp")
