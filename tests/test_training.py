@@ -175,9 +175,9 @@ def test_the_codebook_average_finds_clusters_and_revives_dead_codewords() -> Non
     for step in range(300):
         generator = torch.Generator().manual_seed(step)
         features = centres[torch.randint(8, (256,), generator=generator)]
-        features = features + 0.05 * torch.randn(features.shape, generator=generator)
+        features = features + 0.01 * torch.randn(features.shape, generator=generator)
         average.update(embedding, features, torch.cdist(features, embedding).argmin(1), seed=step)
-    assert torch.cdist(centres, embedding).min(1).values.max() < 0.3  # the centres are 5 to 25 apart
+    assert torch.cdist(centres, embedding).min(1).values.max() < 0.1
     assert embedding.abs().max() < 50
 
 
