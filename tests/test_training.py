@@ -169,13 +169,13 @@ def test_draws_have_the_shares_asked_for_and_depend_on_the_step_alone() -> None:
 
 def test_the_codebook_average_finds_clusters_and_revives_dead_codewords() -> None:
     centres = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) * 5
-    embedding = torch.zeros(24, 4)
-    embedding[:20] = 100.0  # far from everything: they never win a feature by themselves
+    # Each codeword starts off its cluster, and one is far from everything: it never wins a feature by itself.
+    embedding = torch.cat([centres + 0.5, torch.full((1, 4), 100.0)])
     average = CodebookAverage(embedding)
     for step in range(300):
         generator = torch.Generator().manual_seed(step)
         features = centres[torch.randint(8, (256,), generator=generator)]
-        features = features + 0.01 * torch.randn(features.shape, generator=generator)
+        features = features + 0.05 * torch.randn(features.shape, generator=generator)
         average.update(embedding, features, torch.cdist(features, embedding).argmin(1), seed=step)
     assert torch.cdist(centres, embedding).min(1).values.max() < 0.1
     assert embedding.abs().max() < 50
