@@ -72,7 +72,7 @@ class Setting:
 
     @property
     def folder(self) -> str:
-        return self.label.replace("/", "_").replace(":", "_")
+        return folder_of(self.label)
 
     @property
     def suffix(self) -> str:
@@ -127,6 +127,11 @@ class Setting:
             sampler=options.get("sampler"),
             seed=int(options.get("seed", 0)),
         )
+
+
+def folder_of(label: str) -> str:
+    """The folder's name of a setting's label."""
+    return label.replace("/", "_").replace(":", "_")
 
 
 # The keys a specification may set, with what turns their text into a value.

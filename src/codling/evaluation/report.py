@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from codling.errors import CodlingError, RateError
+from codling.evaluation.contenders import folder_of
 from codling.evaluation.metrics import METRICS
 from codling.evaluation.runner import Results
 from codling.evaluation.summary import Point, bd_rates
@@ -163,8 +164,7 @@ def _shown(
             near = [p for p in own if budget / NEAR <= p.bpp.mean <= budget * NEAR]
             for point in _nearest(near, budget):
                 row = rows[point.setting]
-                folder = point.setting.replace("/", "_").replace(":", "_")
-                decoded = out / "decoded" / folder / f"{Path(name).stem}.png"
+                decoded = out / "decoded" / folder_of(point.setting) / f"{Path(name).stem}.png"
                 values = ", ".join(f"{METRICS[m].title} {_number(row['metrics'][m])}" for m in point.metrics)
                 versions[point.setting] = {
                     "src": _data_url(decoded),

@@ -16,7 +16,7 @@ from codling.bitstream.prng import gaussians
 
 PATCH = 7
 DIRECTIONS = 128
-# Patches of a level; more change the value by less than 1% and cost time.
+# Patches of a level: bounds the time on large pictures.
 PATCHES = 4096
 SMALLEST_SIDE = 16
 SCALE = 100.0

@@ -6,7 +6,7 @@ to base 2 are in units of 1/256 (Q8), rates of coefficients in units of 2^-16 bi
 anything.
 
 Noise levels are integers s out of 1024: the state is x_s = (1 - s/1024) x + (s/1024) noise. A step from s to s' < s in
-the variance-preserving form has the posterior N(g x + ..., sigma^2); METHODS: the ratio g^2 E / sigma^2, E the expected
+the variance-preserving form has the posterior N(g x + ..., sigma^2); the ratio g^2 E / sigma^2, E the expected
 squared error of the denoiser on a coefficient, says what coding it is worth.
 """
 
