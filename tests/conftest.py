@@ -11,7 +11,8 @@ from codling.models.cod import CoD, CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
 from codling.training.index_tables import fit_index_model
-from codling.weights.store import load_model, save_model
+from codling.weights.registry import load_codec
+from codling.weights.store import Parts, save_model
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 
@@ -45,13 +46,15 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     rng = np.random.default_rng(0)
     maps = [np.clip(rng.poisson(3, (8, 8)), 0, 11) for _ in range(20)]
-    save_model(directory, tiny_model(), index_model=fit_index_model(maps, 12))
+    save_model(directory, Parts(tiny_model(), index_model=fit_index_model(maps, 12)))
     return directory
 
 
 @pytest.fixture(scope="session")
 def tiny_codec(tiny_directory: Path) -> CoDCodec:
-    return load_model(tiny_directory, name="tiny", device=torch.device("cpu"))
+    codec = load_codec(tiny_directory, name="tiny", device=torch.device("cpu"))
+    assert isinstance(codec, CoDCodec)
+    return codec
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from codling.codecs.tiling import assemble, blend, plan_tiles
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD
 from codling.models.condition_codec import STRIDES, ConditionCodec, ConditionCodecConfig
-from codling.weights.store import load_model
+from codling.weights.registry import load_codec
 from tests.conftest import noise_picture, tiny_config, tiny_model
 
 SIZES = [(1, 1), (1, 17), (3, 200), (200, 3), (64, 64), (65, 257), (150, 130)]
@@ -59,7 +59,7 @@ def test_a_fresh_process_decodes_the_bytes_with_another_number_of_threads(tmp_pa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        codec = load_model(tiny_directory, name="tiny", device=torch.device("cpu"))
+        codec = load_codec(tiny_directory, name="tiny", device=torch.device("cpu"))
         data = codling.encode(noise_picture(75, 140), model=codec)
         here = np.asarray(codling.decode(data, model=codec, steps=4, guidance=2.0)).astype(int)
     finally:
@@ -72,7 +72,7 @@ def test_a_fresh_process_decodes_the_bytes_with_another_number_of_threads(tmp_pa
 
 def test_bfloat16_decodes_the_same_bytes(tiny_directory: Path) -> None:
     """Law 4: precision changes the picture by rounding, never the parsing."""
-    codec = load_model(tiny_directory, name="tiny", device=torch.device("cpu"))
+    codec = load_codec(tiny_directory, name="tiny", device=torch.device("cpu"))
     data = codling.encode(noise_picture(64, 64), model=codec)
     exact = np.asarray(codling.decode(data, model=codec, steps=1)).astype(float)
     codec.precision = torch.bfloat16

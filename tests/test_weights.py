@@ -8,13 +8,15 @@ import pytest
 import torch
 import yaml
 
+from codling.bitstream.container import CodecId
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
 from codling.weights import catalogue, registry
 from codling.weights.importers.cod import config_from_published, import_cod, model_from_published, rename
 from codling.weights.packing import pack, unpack
-from codling.weights.store import load_model, save_model
+from codling.weights.registry import load_codec
+from codling.weights.store import Parts, save_model
 from tests.conftest import tiny_config, tiny_model
 from tests.golden.fill import filled
 
@@ -152,8 +154,8 @@ def test_published_condition_codecs_of_every_stride_have_a_place(ds: int, up2x: 
 
 def test_saving_and_loading_are_inverse(tmp_path: Path) -> None:
     model = tiny_model()
-    save_model(tmp_path / "m", model)
-    loaded = load_model(tmp_path / "m", name="m", device=CPU)
+    save_model(tmp_path / "m", Parts(model))
+    loaded = load_codec(tmp_path / "m", name="m", device=CPU)
     assert loaded.model.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value), name
@@ -163,7 +165,7 @@ def test_saving_and_loading_are_inverse(tmp_path: Path) -> None:
 def test_the_id_follows_weights_and_configuration(tmp_path: Path) -> None:
     ids = set()
     for number, model in enumerate([tiny_model(), tiny_model(seed=1), tiny_model(tiny_config(guidance=2.0))]):
-        save_model(tmp_path / str(number), model)
+        save_model(tmp_path / str(number), Parts(model))
         ids.add(catalogue.model_id(catalogue.read_config(tmp_path / str(number))))
     assert len(ids) == 3
 
@@ -185,7 +187,7 @@ def test_packing_loses_what_it_should(precision: str, error: float) -> None:
 
 def test_damaged_models_are_refused(tmp_path: Path) -> None:
     directory = tmp_path / "m"
-    save_model(directory, tiny_model())
+    save_model(directory, Parts(tiny_model()))
     config = (directory / "config.json").read_text()
     weights = (directory / "model.safetensors").read_bytes()
 
@@ -218,7 +220,7 @@ def test_hub_models_come_from_a_mirror_and_stay(tmp_path: Path, monkeypatch: pyt
     (mirror / "CoD_pixel_vpred.pt").unlink()
     again = registry.load("cod-pixel", device=CPU)
     assert again.model_id == first.model_id
-    assert registry.load_by_id(first.model_id, device=CPU).name == "cod-pixel"
+    assert registry.load_by_id(first.model_id, device=CPU, codec=CodecId.COD).name == "cod-pixel"
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(

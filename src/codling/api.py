@@ -1,17 +1,18 @@
 """Bytes to pictures and back: the file to read first.
 
-data = codling.encode("photo.jpg")                 # a few hundred bytes
+data = codling.encode("photo.jpg", max_bytes=500)  # a file of 500 bytes
 codling.decode(data).save("photo.png")             # grown back
 """
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from codling.bitstream.container import MAX_PIXELS, SectionTag, Stream, pack, unpack
-from codling.errors import ModelError
+from codling.bitstream.container import MAX_PIXELS, PROGRESSIVE, CodecId, SectionTag, Stream, pack, unpack
+from codling.configuration import suggest
+from codling.errors import ConfigError, ModelError, RateError
 from codling.pictures import (
     Extra,
     Picture,
@@ -23,7 +24,7 @@ from codling.pictures import (
     save_picture,
     to_image_array,
 )
-from codling.weights.catalogue import DEFAULT_MODEL, entries
+from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL, entries
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,12 @@ class Info:
 def encode(
     picture: PictureLike,
     *,
-    model: "str | os.PathLike[str] | Codec" = DEFAULT_MODEL,
+    model: "str | os.PathLike[str] | Codec | None" = None,
+    codec: str | None = None,
+    max_bytes: int | None = None,
+    bpp: float | None = None,
+    psnr: float | None = None,
+    noise_level: int | None = None,
     keep: Collection[Extra] = (),
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
@@ -63,7 +69,12 @@ def encode(
     """A picture -> the bytes of a `.roe` file.
 
     picture: a path, the bytes of a picture file, a Pillow image, or a uint8 array; any size and mode.
-    model: a name (`codling models` lists them), a model's directory, or what `load` returned.
+    model: a name (`codling models` lists them), a model's directory, or what `load` returned. None takes
+        cod-xs, or diffc-xs where a rate is asked for.
+    codec: the scheme, "cod" or "diffc"; None takes the model's own.
+    max_bytes, bpp, psnr, noise_level: one of them says how far to go: the file's length, met from below; the same in
+        bits a pixel; the PSNR of the faithful picture in dB, met from above; or where DiffC stops, in 1024ths of noise.
+        None goes as far as the model does by default. Codec "cod" has one rate a picture.
     keep: of "alpha", "icc" and "exif", what the file should carry along, losslessly.
     device: "auto", "cpu" or "cuda". max_pixels: larger pictures are refused.
 
@@ -72,14 +83,29 @@ def encode(
     """
     import torch
 
+    from codling.codecs.base import RateTarget
+
     loaded = load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels)
     for message in loaded.warnings:
         warnings.warn(message, PictureWarning, stacklevel=2)
-    codec = load(model, device=device) if isinstance(model, str | os.PathLike) else model
-    payload = codec.encode(torch.from_numpy(to_image_array(loaded.rgb))[None])
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level))
+    coder = load(model or default_model(asked), codec=codec, device=device)
     height, width = loaded.rgb.shape[:2]
-    stream = Stream(codec.codec_id, codec.model_id, width, height, payload, sections=_sections(loaded))
-    return pack(stream)
+    progressive = coder.codec_id in PROGRESSIVE
+    empty = Stream(coder.codec_id, coder.model_id, width, height, b"", progressive, _sections(loaded))
+    if bpp is not None:
+        if max_bytes is not None:
+            raise RateError("one rate target at most, got max_bytes and bpp")
+        max_bytes = int(bpp * width * height / 8)
+    if max_bytes is not None and max_bytes <= empty.header_size:
+        raise RateError(
+            f"a budget of {max_bytes} bytes is too small: the header of this picture's file alone takes "
+            f"{empty.header_size}, with {sum(map(len, empty.sections.values()))} bytes of extras kept"
+        )
+    payload_bytes = None if max_bytes is None else max_bytes - empty.header_size
+    target = RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level)
+    payload = coder.encode(torch.from_numpy(to_image_array(loaded.rgb))[None], target)
+    return pack(replace(empty, payload=payload))
 
 
 def decode(
@@ -90,6 +116,8 @@ def decode(
     guidance: float | None = None,
     sampler: str | None = None,
     seed: int = 0,
+    score_scale: float = 1.0,
+    upto_bytes: int | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> "Image":
@@ -98,16 +126,47 @@ def decode(
     steps: 1 gives the faithful picture, close to the mean of all that fit the bytes; more give a realistic one. None
         is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4").
     seed: of the start noise; another seed gives another picture that fits the same bytes.
+    score_scale: of DiffC streams decoded with several steps: above 1 smoother, below 1 grainier.
+    upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
     Raises FormatError if the bytes are not a whole, undamaged file, and ModelError if they need another model.
     """
     from codling.codecs.base import DecodeOptions
 
-    options = DecodeOptions(steps=steps, guidance=guidance, sampler=sampler, seed=seed)
+    options = DecodeOptions(steps=steps, guidance=guidance, sampler=sampler, seed=seed, score_scale=score_scale)
     stream = unpack(data, max_pixels=max_pixels)
+    if upto_bytes is not None:
+        stream = _beginning(stream, upto_bytes)
     codec = _codec_for(stream, model, device)
     image = codec.decode(stream.payload, height=stream.height, width=stream.width, options=options)
+    return _picture(image, stream)
+
+
+def preview(
+    data: bytes,
+    *,
+    model: "str | os.PathLike[str] | Codec | None" = None,
+    device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> "Iterator[tuple[int, Image]]":
+    """How a progressive file's picture grows: (bytes of the file used so far, faithful picture) after each step.
+
+    Raises as `decode` does, and ConfigError if the file is not progressive.
+    """
+    from codling.codecs.base import DecodeOptions
+    from codling.codecs.diffc import DiffCCodec
+
+    stream = unpack(data, max_pixels=max_pixels)
+    codec = _codec_for(stream, model, device)
+    if not isinstance(codec, DiffCCodec):
+        raise ConfigError("only progressive files (codec diffc) have previews; decode this one whole")
+    for chain, used in codec.walk(stream.payload, height=stream.height, width=stream.width):
+        image = codec.finish(chain, height=stream.height, width=stream.width, options=DecodeOptions(steps=1))
+        yield stream.header_size + used, _picture(image, stream)
+
+
+def _picture(image: "torch.Tensor", stream: Stream) -> "Image":
     picture = Picture(
         from_image_array(image[0].numpy()),
         icc=stream.sections.get(SectionTag.ICC),
@@ -119,12 +178,17 @@ def decode(
     return save_picture(picture)
 
 
+def default_model(rate_asked: bool) -> str:
+    """The model that `encode` takes if it is told none."""
+    return RATE_MODEL if rate_asked else DEFAULT_MODEL
+
+
 def info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Info:
     """What the bytes of a `.roe` file say of themselves; no network is loaded. Raises FormatError as `decode` does."""
     stream = unpack(data, max_pixels=max_pixels)
     names = {entry.model_id: entry.name for entry in entries()}
     return Info(
-        codec=stream.codec.name.lower().replace("_", "-"),
+        codec=_codec_name(stream.codec),
         model=names.get(stream.model_id),
         model_id=f"{stream.model_id:06x}",
         width=stream.width,
@@ -137,25 +201,45 @@ def info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Info:
     )
 
 
-def load(name_or_directory: str | os.PathLike[str] = DEFAULT_MODEL, *, device: str = "auto") -> "Codec":
-    """A model ready to code, for `encode` and `decode` to reuse. Raises ModelError, naming the nearest models."""
+def load(
+    model: "str | os.PathLike[str] | Codec" = DEFAULT_MODEL, *, codec: str | None = None, device: str = "auto"
+) -> "Codec":
+    """A model ready to code, for `encode` and `decode` to reuse; what is loaded already is returned as it is.
+
+    codec: "cod" or "diffc", None for the model's own. Raises ModelError, naming the nearest models.
+    """
     from codling.weights.registry import load as load_from_registry
 
-    return load_from_registry(name_or_directory, device=_device(device))
+    wanted = None if codec is None else _codec_id(codec)
+    if isinstance(model, str | os.PathLike):
+        return load_from_registry(model, device=_device(device), codec=wanted)
+    if wanted not in (None, model.codec_id):
+        raise ModelError(f"the model is loaded as codec {model.codec_id.name.lower()}; load it as {codec} instead")
+    return model
 
 
-def load_for(stream: Stream, *, device: str = "auto") -> "Codec":
-    """The model that a stream names, for decoding many files with one load."""
+def load_for(stream: Stream, *, model: "str | os.PathLike[str] | Codec | None" = None, device: str = "auto") -> "Codec":
+    """The model that a stream names, or the given one, for the stream's codec: to decode many files with one load."""
     from codling.weights.registry import load_by_id
 
-    return load_by_id(stream.model_id, device=_device(device))
+    if model is None:
+        return load_by_id(stream.model_id, device=_device(device), codec=stream.codec)
+    if isinstance(model, str | os.PathLike):
+        return load(model, codec=_codec_name(stream.codec), device=device)
+    return model
+
+
+def _beginning(stream: Stream, size: int) -> Stream:
+    """A progressive stream as it was when `size` bytes of its file had come."""
+    if not stream.progressive:
+        raise ConfigError(f"only progressive files can be cut, and codec {stream.codec.name.lower()} writes none")
+    if size < stream.header_size:
+        raise ConfigError(f"the header takes {stream.header_size} bytes, so upto_bytes cannot be {size}")
+    return replace(stream, payload=stream.payload[: size - stream.header_size])
 
 
 def _codec_for(stream: Stream, model: "str | os.PathLike[str] | Codec | None", device: str) -> "Codec":
-    if model is None:
-        codec = load_for(stream, device=device)
-    else:
-        codec = load(model, device=device) if isinstance(model, str | os.PathLike) else model
+    codec = load_for(stream, model=model, device=device)
     if codec.model_id != stream.model_id:
         raise ModelError(
             f"the stream was made with model {stream.model_id:06x}, but {codec.name} is {codec.model_id:06x}; "
@@ -175,6 +259,17 @@ def _sections(picture: Picture) -> dict[SectionTag, bytes]:
     if picture.alpha is not None:
         sections[SectionTag.ALPHA] = encode_alpha(picture.alpha)
     return sections
+
+
+def _codec_name(codec: CodecId) -> str:
+    return codec.name.lower().replace("_", "-")
+
+
+def _codec_id(name: str) -> CodecId:
+    known = {_codec_name(codec): codec for codec in CodecId}
+    if name not in known:
+        raise ConfigError(f"unknown codec {name!r}{suggest(name, known)}")
+    return known[name]
 
 
 def _device(name: str) -> "torch.device":

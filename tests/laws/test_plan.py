@@ -6,15 +6,18 @@ from scipy.fft import dctn
 
 from codling.rcc.plan import (
     ErrorTable,
+    Layout,
     coefficient_rate,
     frequency_bands,
     log_gain,
+    log_gains,
     plan_step,
+    scaled,
     shuffle,
 )
 from codling.rcc.spectral import COLOUR, dct, from_spectrum, idct, to_spectrum
 
-EDGES = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+EDGES = 8 * np.array([0, 2, 4, 8, 16, 32, 64, 128, 256, 512])
 
 
 def falling_table() -> ErrorTable:
@@ -45,7 +48,7 @@ def test_spectrum_is_an_inverse_pair_that_keeps_energy(size: tuple[int, int]) ->
 def test_bands_are_those_of_the_radius(size: tuple[int, int]) -> None:
     height, width = size
     bands = frequency_bands(EDGES, height, width)
-    radius = 512 * np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
+    radius = 4096 * np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
     near = np.abs(radius[..., None] - EDGES).min(-1) < 1e-6  # where the real number is on an edge, rounding decides
     expected = np.searchsorted(EDGES, radius, side="right") - 1
     assert np.array_equal(bands[~near], expected[~near])
@@ -76,47 +79,60 @@ def test_rates_are_those_of_the_formula(log_ratio: int) -> None:
     assert exact - 1.001 < coefficient_rate(log_ratio) <= exact + 0.001
 
 
+def ratios(level: int, following: int, scale: int = 0) -> np.ndarray:
+    table = falling_table()
+    levels = np.full(table.log_error.shape[1:], level)
+    return scaled(table.at(levels), scale) + log_gains(levels, following)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (24, 31), (64, 96)])
 @pytest.mark.parametrize("bits", [1, 2])
 def test_a_plan_spends_the_rate_of_its_coefficients(size: tuple[int, int], bits: int) -> None:
-    table, classes = falling_table(), frequency_bands(EDGES, *size)
-    plan = plan_step(table, classes, level=800, following=700, threshold=-700, scale=1, bits=bits)
+    layout, step = Layout.make(EDGES, *size), ratios(800, 700, scale=1)
+    plan = plan_step(step, layout, threshold=-700, bits=bits)
     members = np.concatenate([band.members for band in plan]) if plan else np.zeros(0, int)
     assert len(np.unique(members)) == len(members)
-    ratios = (table.at(800) + log_gain(800, 700))[:, classes].ravel()
-    assert (ratios[members] >= -700).all()
-    assert all(0 < band.groups <= len(band.members) for band in plan)
+    assert (layout.spread(step).ravel()[members] >= -700).all()
+    assert all(0 < band.groups <= len(band.members) and 1 <= band.bits <= 8 for band in plan)
     assert all(np.diff(band.starts()).min() > 0 for band in plan)
     rate = sum(coefficient_rate(band.log_ratio) * len(band.members) for band in plan) / 65536
-    limited = any(band.groups == len(band.members) for band in plan)
-    sent = bits * sum(band.groups for band in plan)
-    assert sent <= rate + bits * len(plan)
-    assert limited or sent > rate - bits
+    sent = sum(band.bits * band.groups for band in plan)
+    assert rate - sum(band.bits for band in plan) - bits < sent <= rate + sum(band.bits for band in plan)
 
 
-# Members, log ratio, groups and sum of the members' places of each band.
-PINNED = [(1, 498, 1, 0), (2, -14, 1, 7681), (4, -270, 2, 4004), (13, -526, 2, 20266), (51, -782, 4, 67333)]
+def test_coefficients_worth_many_bits_get_groups_of_many() -> None:
+    layout = Layout.make(EDGES, 64, 64)
+    plan = plan_step(np.full((3, len(EDGES)), 256 * 7), layout, threshold=0, bits=1)
+    assert [(band.bits, band.groups) for band in plan] == [(4, int(3 * 64 * 64 * np.log2(129) / 2 / 4))]
+
+
+def test_tables_are_interpolated_between_levels_and_held_beyond() -> None:
+    table = falling_table()
+    levels = np.full(table.log_error.shape[1:], 300)
+    assert np.array_equal(table.at(levels), (table.log_error[0] + table.log_error[1]) // 2)
+    levels[1], levels[2] = 1023, 3
+    assert np.array_equal(table.at(levels)[1], table.log_error[2][1])
+    assert np.array_equal(table.at(levels)[2], table.log_error[0][2])
+
+
+# Members, log ratio, groups, bits a group and sum of the members' places of each band.
+PINNED = [
+    (1, 498, 1, 1, 0), (2, -14, 1, 1, 7681), (4, -270, 2, 1, 4004), (13, -526, 2, 1, 20266), (51, -782, 4, 1, 67333),
+]  # fmt: skip
 
 
 def test_plans_do_not_depend_on_anything_but_integers() -> None:
     """Pinned: another value here is another format."""
-    plan = plan_step(
-        falling_table(), frequency_bands(EDGES, 48, 80), level=900, following=640, threshold=-800, scale=-1, bits=1
-    )
-    assert [(len(b.members), b.log_ratio, b.groups, int(b.members.sum())) for b in plan] == PINNED
+    plan = plan_step(ratios(900, 640, scale=-1), Layout.make(EDGES, 48, 80), threshold=-800, bits=1)
+    assert [(len(b.members), b.log_ratio, b.groups, b.bits, int(b.members.sum())) for b in plan] == PINNED
 
 
 def test_thresholds_above_everything_code_nothing() -> None:
-    classes = frequency_bands(EDGES, 20, 20)
-    assert plan_step(falling_table(), classes, level=800, following=700, threshold=99_999, scale=0, bits=1) == []
+    assert plan_step(ratios(800, 700), Layout.make(EDGES, 20, 20), threshold=99_999, bits=1) == []
 
 
-def test_tables_interpolate_and_hold_their_ends() -> None:
+def test_error_tables_are_integers() -> None:
     table = falling_table()
-    assert np.array_equal(table.at(500), table.log_error[1])
-    assert np.array_equal(table.at(1000), table.log_error[2])
-    assert np.array_equal(table.at(3), table.log_error[0])
-    assert np.array_equal(table.at(700), (table.log_error[1] + table.log_error[2]) // 2)
     with pytest.raises(ValueError, match="error table wants integers"):
         ErrorTable(table.levels, table.edges, table.log_error.astype(float))
 

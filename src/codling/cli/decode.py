@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 
 from codling import api
-from codling.bitstream.container import MAX_PIXELS, unpack
+from codling.bitstream.container import MAX_PIXELS, CodecId, unpack
 from codling.cli import options
 from codling.cli.files import Job, plan, run_jobs
 from codling.errors import ConfigError
@@ -30,6 +30,12 @@ def command(
         str | None, typer.Option(help="euler, heun, adams2, adams3 or adams4.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the start noise.")] = 0,
+    score_scale: Annotated[
+        float, typer.Option(help="Of diffc with several steps: above 1 smoother, below 1 grainier.")
+    ] = 1.0,
+    upto_bytes: Annotated[
+        int | None, typer.Option(help="Use only so much of a progressive file's beginning.", show_default=False)
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Default: the one the file names.", show_default=False)
     ] = None,
@@ -44,22 +50,23 @@ def command(
     jobs = plan(inputs, output, suffixes=(".roe",), new_suffix=f".{format.lstrip('.')}")
     for job in jobs:
         picture_format(job.target)
-    given = None if model is None else api.load(model, device=device)
-    codecs: dict[int, Codec] = {}
+    codecs: dict[tuple[int, CodecId], Codec] = {}
 
     def work(job: Job) -> dict[str, Any]:
         data = job.source.read_bytes()
         stream = unpack(data, max_pixels=max_pixels)
-        codec = given or codecs.get(stream.model_id) or api.load_for(stream, device=device)
-        codecs[stream.model_id] = codec
+        key = (stream.model_id, stream.codec)
+        codecs[key] = codecs.get(key) or api.load_for(stream, model=model, device=device)
         begin = time.perf_counter()
         image = api.decode(
             data,
-            model=codec,
+            model=codecs[key],
             steps=steps,
             guidance=guidance,
             sampler=sampler,
             seed=seed,
+            score_scale=score_scale,
+            upto_bytes=upto_bytes,
             max_pixels=max_pixels,
         )
         seconds = time.perf_counter() - begin

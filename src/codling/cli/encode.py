@@ -11,7 +11,6 @@ from codling.bitstream.container import MAX_PIXELS
 from codling.cli import options
 from codling.cli.files import Job, plan, run_jobs
 from codling.files import PICTURE_SUFFIXES, write_whole
-from codling.weights.catalogue import DEFAULT_MODEL
 
 
 class Keep(StrEnum):
@@ -23,7 +22,28 @@ class Keep(StrEnum):
 def command(
     inputs: options.Inputs,
     output: options.Output = None,
-    model: options.Model = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's name or directory. Default: cod-xs, or diffc-xs if a rate is asked for.",
+            show_default=False,
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="cod or diffc. Default: the model's own.", show_default=False)
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Length of the file, met from below", show_default=False)
+    ] = None,
+    bpp: Annotated[float | None, typer.Option(help="The same in bits a pixel.", show_default=False)] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="Of the faithful picture in dB, met from above.", show_default=False)
+    ] = None,
+    steps_to: Annotated[
+        int | None, typer.Option(help="Where DiffC stops, in 1024ths of noise.", show_default=False)
+    ] = None,
     keep: Annotated[
         list[Keep] | None,
         typer.Option(help="Carry along, losslessly: alpha, icc or exif. Repeatable.", show_default=False),
@@ -36,11 +56,21 @@ def command(
 ) -> None:
     """Encode pictures."""
     jobs = plan(inputs, output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
-    codec = api.load(model, device=device)
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to))
+    coder = api.load(model or api.default_model(asked), codec=codec, device=device)
 
     def work(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()
-        data = api.encode(job.source, model=codec, keep=[k.value for k in keep or []], max_pixels=max_pixels)
+        data = api.encode(
+            job.source,
+            model=coder,
+            max_bytes=max_bytes,
+            bpp=bpp,
+            psnr=psnr,
+            noise_level=steps_to,
+            keep=[k.value for k in keep or []],
+            max_pixels=max_pixels,
+        )
         seconds = time.perf_counter() - begin
         write_whole(job.target, data, force=force)
         said = api.info(data, max_pixels=max_pixels)

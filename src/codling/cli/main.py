@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import codling
-from codling.cli import bench, decode, demo, encode, evaluate, info, models, report, train
+from codling.cli import bench, calibrate, decode, demo, encode, evaluate, info, models, preview, report, train
 from codling.errors import CodlingError
 
 app = typer.Typer(
@@ -19,7 +19,9 @@ app = typer.Typer(
 app.command("encode")(encode.command)
 app.command("decode")(decode.command)
 app.command("info")(info.command)
+app.command("preview")(preview.command)
 app.add_typer(models.app, name="models")
+app.command("calibrate")(calibrate.command)
 app.command("train")(train.command)
 app.command("bench")(bench.command)
 app.command("eval")(evaluate.command)

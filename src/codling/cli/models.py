@@ -56,9 +56,9 @@ def import_published_cod(
     if (output / CONFIG).exists() and not force:
         raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
     from codling.weights.importers.cod import import_cod
-    from codling.weights.store import save_model
+    from codling.weights.store import Parts, save_model
 
     model = import_cod(config, weights)
     latent = model.config.space == "sd-vae"
-    save_model(output, model, autoencoder=autoencoder if latent else "")
+    save_model(output, Parts(model, autoencoder=autoencoder if latent else ""))
     print(f"{output}: model {model_id(read_config(output)):06x}; use it with --model {output}")

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from codling.bitstream.container import CodecId
-from codling.errors import ConfigError
+from codling.errors import ConfigError, RateError
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,14 @@ class DecodeOptions:
 
     steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
         realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
-    seed: of the start noise, 0 to 2^64 - 1.
+    seed: of the start noise, 0 to 2^64 - 1. score_scale: of a DiffC stream's probability flow, above 1 smoother.
     """
 
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
     seed: int = 0
+    score_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -30,6 +31,26 @@ class DecodeOptions:
             raise ConfigError(f"guidance must be between 0 and 100, got {self.guidance}")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"the seed must be between 0 and 2^64 - 1, got {self.seed}")
+        if not 0.1 <= self.score_scale <= 10:
+            raise ConfigError(f"the score's scale must be between 0.1 and 10, got {self.score_scale}")
+
+
+@dataclass(frozen=True)
+class RateTarget:
+    """How far an encoder should go; at most one is given, none means the codec's own default.
+
+    max_bytes: of the payload, met from below. psnr: dB of the faithful picture, met from above. noise_level: where
+    DiffC stops, in 1024ths of noise.
+    """
+
+    max_bytes: int | None = None
+    psnr: float | None = None
+    noise_level: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) > 1:
+            raise RateError(f"one rate target at most, got {' and '.join(given)}")
 
 
 class Codec(Protocol):
@@ -39,8 +60,8 @@ class Codec(Protocol):
     model_id: int
     codec_id: CodecId
 
-    def encode(self, image: Tensor) -> bytes:
-        """Image (1, 3, H, W) float32 in [-1, 1], any size -> payload."""
+    def encode(self, image: Tensor, target: RateTarget) -> bytes:
+        """Image (1, 3, H, W) float32 in [-1, 1], any size -> payload. Raises RateError on a target out of reach."""
         ...
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:

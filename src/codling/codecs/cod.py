@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
 from codling.bitstream.prng import gaussians
-from codling.codecs.base import DecodeOptions
+from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.tiling import Tile, assemble, batches, blend, plan_tiles
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import VelocityFunction, guided
 from codling.diffusion.samplers import sampler
+from codling.errors import RateError
 from codling.models.autoencoder import Autoencoder, PixelSpace
 from codling.models.cod import CoD
 
@@ -46,18 +47,34 @@ class CoDCodec:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def encode(self, image: Tensor) -> bytes:
-        """Image (1, 3, H, W) in [-1, 1], any size -> payload (`docs/format.md`, "CoD payload")."""
-        indices = self.indices(image)
+    def encode(self, image: Tensor, target: RateTarget) -> bytes:
+        """Image (1, 3, H, W) in [-1, 1], any size -> payload (`docs/format.md`, "CoD payload").
+
+        The rate is the picture's own: RateError where the target asks for another.
+        """
+        if target.psnr is not None or target.noise_level is not None:
+            raise RateError(f'codec "cod" of model {self.name} has one rate a picture; codec "diffc" has any')
+        payload = self.encode_indices(self.indices(image))
+        if target.max_bytes is not None and len(payload) > target.max_bytes:
+            raise RateError(
+                f'codec "cod" of model {self.name} needs {len(payload)} bytes for this picture and its header; '
+                f"{target.max_bytes} are left. Allow {len(payload) - target.max_bytes} more, or use another model"
+            )
+        return payload
+
+    def encode_indices(self, indices: Tensor) -> bytes:
+        """Indices (h, w) -> payload."""
         return encode_indices(indices.numpy(), self.model.config.condition.codebook_size, self.index_model)
+
+    def decode_indices(self, payload: bytes, *, height: int, width: int) -> Tensor:
+        """Payload of a picture of that size -> indices (1, h, w). Raises FormatError if it cannot be right."""
+        stride, book = self.model.config.condition.stride, self.model.config.condition.codebook_size
+        shape = (self._padded(height) // stride, self._padded(width) // stride)
+        return torch.from_numpy(decode_indices(payload, shape, book, self.index_model))[None]
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right."""
-        tall, wide = self._padded(height), self._padded(width)
-        stride = self.model.config.condition.stride
-        book = self.model.config.condition.codebook_size
-        indices = decode_indices(payload, (tall // stride, wide // stride), book, self.index_model)
-        state = self.sample(torch.from_numpy(indices)[None], options)
+        state = self.sample(self.decode_indices(payload, height=height, width=width), options)
         with torch.inference_mode():
             image = self.autoencoder.decode(state.to(self.device)).float().cpu()
         return image[..., :height, :width]
@@ -89,31 +106,38 @@ class CoDCodec:
             return sampler(options.sampler or config.sampler)(velocity, noise.to(self.device), grid).float().cpu()
 
     def velocity(self, indices: Tensor, *, guidance: float) -> VelocityFunction:
-        """The guided velocity of a picture with these indices, tile by tile where it is large."""
-        config, stride = self.model.config, self.model.config.state_stride
+        """The guided velocity of a picture with these indices (1, h, w), tile by tile where it is large."""
+        config = self.model.config
         height, width = (side * config.condition.stride for side in indices.shape[-2:])
         tiles = self._tiles(height, width)
-        with self._autocast():
+        with torch.inference_mode(), self._autocast():
             cut = [tile.cut(indices, config.condition.stride).to(self.device) for tile in tiles]
             conditions = torch.cat([self.model.condition_codec.decode(piece) for piece in cut])
-            # Without guidance the null condition is never asked for, so it is not worth an encoder's run.
-            null = conditions[:1]
-            if guidance != 1.0:
-                null = self.model.null_condition(height=tiles[0].height, width=tiles[0].width)
+        conditional = self._tiled(tiles, lambda numbers: conditions[numbers])
+        # Without guidance the null condition is never asked for, so it is not worth an encoder's run.
+        if guidance == 1.0:
+            return conditional
+        unconditional = self.null_velocity(height=height, width=width)
+        return guided(conditional, unconditional, strength=guidance, interval=config.guidance_interval)
 
-        def tiled(x: Tensor, t: Tensor, condition_of: Callable[[list[int]], Tensor]) -> Tensor:
+    def null_velocity(self, *, height: int, width: int) -> VelocityFunction:
+        """The velocity under the null condition, for states of a padded picture's size."""
+        tiles = self._tiles(height, width)
+        with torch.inference_mode(), self._autocast():
+            null = self.model.null_condition(height=tiles[0].height, width=tiles[0].width)
+        return self._tiled(tiles, lambda numbers: null.expand(len(numbers), -1, -1, -1))
+
+    def _tiled(self, tiles: list[Tile], condition_of: Callable[[list[int]], Tensor]) -> VelocityFunction:
+        config = self.model.config
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
             def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
                 return self.model.velocity(pieces, t.expand(len(numbers)), condition_of(numbers))
 
-            return blend(on_tiles, x, tiles, overlap=config.overlap, stride=stride)
+            with self._autocast():
+                return blend(on_tiles, x, tiles, overlap=config.overlap, stride=config.state_stride)
 
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return tiled(x, t, lambda numbers: conditions[numbers])
-
-        def unconditional(x: Tensor, t: Tensor) -> Tensor:
-            return tiled(x, t, lambda numbers: null.expand(len(numbers), -1, -1, -1))
-
-        return guided(conditional, unconditional, strength=guidance, interval=config.guidance_interval)
+        return velocity
 
     def _padded(self, side: int) -> int:
         return -(-side // self.model.config.grid) * self.model.config.grid

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from codling.diffusion.path import expand
 from codling.errors import ConfigError
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
@@ -34,3 +35,20 @@ def guided(
         return u + strength * (c - u)
 
     return velocity
+
+
+def score_scaled(velocity: VelocityFunction, scale: float) -> VelocityFunction:
+    """The probability flow with its score multiplied by `scale`: above 1 smoother, below 1 grainier.
+
+    On the path the velocity is x / t + (1 - t) / t score(x, t), so scaling the score gives scale v + (1 - scale) x / t;
+    only for times above 0.
+    """
+    if scale <= 0:
+        raise ConfigError(f"the score's scale must be above 0, got {scale}")
+    if scale == 1.0:
+        return velocity
+
+    def scaled(x: Tensor, t: Tensor) -> Tensor:
+        return scale * velocity(x, t) + (1 - scale) * x / expand(t, x)
+
+    return scaled

@@ -81,6 +81,7 @@ def bench(model: str, photos: list[Path]) -> Iterator[Row]:
     yield Row(what, f"{trip:.2f} s", "< 1.0 s", trip < 1.0)
     yield Row("peak memory of that process", f"{peak / 1e9:.2f} GB", "< 1.5 GB", peak < 1.5e9)
 
+    assert isinstance(codec, CoDCodec)
     saved = np.array([_saved_share(data, photo, codec) for data, photo in zip(files, photos, strict=True)])
     yield Row(
         f"index bits saved against fixed length, {len(photos)} photographs",

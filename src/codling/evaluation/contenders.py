@@ -3,6 +3,8 @@
 A specification is `NAME[/FACTOR][:KEY=VALUE,VALUE...]...`; every combination of the values is a setting:
 
     cod-xs:steps=1,25       a model of `codling models` (or the path of one) decoded with 1 and with 25 steps
+    diffc-xs:bytes=250,500  a model of any rate at two budgets; bpp=, psnr= and level= work too
+    cod-xs:codec=diffc:bpp=0.1,0.3
     avif:quality=0,20,40    AVIF at three qualities
     avif/3:quality=0,20     the picture shrunk to a third, coded, and enlarged again: what one does today at low rates
 """
@@ -16,7 +18,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
@@ -81,7 +83,8 @@ class Setting:
     def encode(self, path: Path) -> bytes:
         """The picture at `path` as a file's bytes."""
         if self.name not in CLASSICAL:
-            return api.encode(path, model=_model(self.name))
+            rate = {ROE_RATES[key]: ROE_KEYS[key](value) for key, value in self.options if key in ROE_RATES}
+            return api.encode(path, model=self._model(), **rate)
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
         excess = (-picture.width % self.factor, -picture.height % self.factor)
@@ -107,7 +110,7 @@ class Setting:
     def fingerprint(self) -> str:
         """What besides the setting decides the result: versions of libraries, or the model's id."""
         if self.name not in CLASSICAL:
-            return f"{_model(self.name).model_id:06x}"
+            return f"{self._model().model_id:06x}"
         library = {"avif": "avif", "webp": "webp", "jpeg": "libjpeg_turbo"}.get(self.name)
         version = features.version(library) if library else distribution_version("pillow-jxl-plugin")
         return f"Pillow {PIL.__version__}, {self.name} {version}"
@@ -121,12 +124,16 @@ class Setting:
         options = dict(self.options)
         return api.decode(
             data,
-            model=_model(self.name),
+            model=self._model(),
             steps=int(options["steps"]) if "steps" in options else None,
             guidance=float(options["guidance"]) if "guidance" in options else None,
             sampler=options.get("sampler"),
             seed=int(options.get("seed", 0)),
+            score_scale=float(options.get("score", 1)),
         )
+
+    def _model(self) -> "Codec":
+        return _model(self.name, dict(self.options).get("codec"))
 
 
 def folder_of(label: str) -> str:
@@ -135,7 +142,12 @@ def folder_of(label: str) -> str:
 
 
 # The keys a specification may set, with what turns their text into a value.
-ROE_KEYS: Mapping[str, Callable[[str], object]] = {"steps": int, "guidance": float, "sampler": str, "seed": int}
+ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
+    "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float,
+    "codec": str, "bytes": int, "bpp": float, "psnr": float, "level": int,
+}  # fmt: skip
+# What `encode` calls the keys that set a rate.
+ROE_RATES = {"bytes": "max_bytes", "bpp": "bpp", "psnr": "psnr", "level": "noise_level"}
 CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}
 
 
@@ -195,9 +207,9 @@ def _shrink(picture: Image.Image, factor: int, excess: tuple[int, int]) -> Image
 
 
 @lru_cache(maxsize=1)
-def _model(name: str) -> "Codec":
+def _model(name: str, codec: str | None) -> "Codec":
     """The model, kept between pictures by a worker that does one setting at a time."""
     try:
-        return api.load(os.fspath(name))
+        return api.load(os.fspath(name), codec=codec)
     except FormatError as error:
         raise ConfigError(str(error)) from error

@@ -9,6 +9,8 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _LOW, _HALF = np.uint32(0xFFFF), np.uint32(16)
 _WORD = np.uint64(32)
+# Groups scored between two turns of the path search: enough that threads seldom wait for each other.
+BATCH = 64
 
 
 @numba.njit(inline="always")
@@ -26,13 +28,13 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
-def score_group(target, valid, gain, penalty, group, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
+@numba.njit(fastmath=True, cache=True)
+def score_candidates(target, valid, gain, penalty, group, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[r] = gain z_r . target - penalty |z_r|^2 for every candidate r of a group.
 
     target, valid: (8 n,) float32, padded with zeros; `valid` is 1 on real dimensions. score: (candidates,), out.
     """
-    for candidate in numba.prange(len(score)):
+    for candidate in range(len(score)):
         dot, square = np.float32(0), np.float32(0)
         for block in range(len(target) // 8):
             words = philox(numba.uint32(block), numba.uint32(candidate), group, step, k0, k1)
@@ -45,15 +47,14 @@ def score_group(target, valid, gain, penalty, group, step, k0, k1, table, score)
 
 
 @numba.njit(cache=True)
-def extend_paths(value, score, memory, bits, back):  # type: ignore[no-untyped-def]
+def extend_paths(value, new, score, memory, bits, back):  # type: ignore[no-untyped-def]
     """One Viterbi step. A register of memory + bits bits holds the state before (its high bits) and after (its low).
 
-    value: (2^memory,) best score of a path into each state, replaced. back: (2^memory,) uint8, the high bits dropped by
-    the best way into each state.
+    value: (2^memory,) best score of a path into each state; new: the same, out. back: (2^memory,) uint8, the high bits
+    dropped by the best way into each state.
     """
-    states = len(value)
-    new = np.empty(states, np.float32)
-    for state in range(states):
+    top = np.float32(-np.inf)
+    for state in range(len(value)):
         best, dropped = np.float32(-np.inf), 0
         for high in range(1 << bits):
             register = (high << memory) | state
@@ -61,4 +62,58 @@ def extend_paths(value, score, memory, bits, back):  # type: ignore[no-untyped-d
             if reached > best:
                 best, dropped = reached, high
         new[state], back[state] = best, dropped
-    value[:] = new
+        top = max(top, best)
+    # Scores grow with every group; float32 keeps its resolution only if the best stays at zero.
+    for state in range(len(value)):
+        new[state] -= top
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, scores):  # type: ignore[no-untyped-def]
+    """scores[n, :counts[first + n]] = those of group first + n, groups in parallel."""
+    for n in numba.prange(len(scores)):
+        i = first + n
+        own, real, score = target[starts[i] : starts[i + 1]], valid[starts[i] : starts[i + 1]], scores[n, : counts[i]]
+        score_candidates(own, real, gain[i], penalty[i], numba.uint32(i), step, k0, k1, table, score)
+
+
+@numba.njit(cache=True)
+def search_paths(target, valid, starts, gain, penalty, memory, bits, step, k0, k1, table, message):  # type: ignore[no-untyped-def]
+    """Viterbi's algorithm over all groups; `message` (groups,) uint8 gets the bits of the best path from register 0.
+
+    target, valid: padded to whole blocks of eight a group, group i at [starts[i], starts[i + 1]). gain, penalty:
+    (groups,) float32. bits: (groups,) what each group sends.
+    """
+    groups, states = len(message), 1 << memory
+    counts = states << bits
+    value, new = np.full(states, -np.inf, np.float32), np.empty(states, np.float32)
+    value[0] = 0
+    scores = np.empty((min(groups, BATCH), counts.max()), np.float32)
+    back = np.empty((groups, states), np.uint8)
+    for first in range(0, groups, BATCH):
+        batch = scores[: min(BATCH, groups - first)]
+        score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, batch)
+        for n in range(len(batch)):
+            extend_paths(value, new, batch[n], memory, bits[first + n], back[first + n])
+            value, new = new, value
+    state = np.int64(np.argmax(value))
+    for i in range(groups - 1, -1, -1):
+        message[i] = state & ((1 << bits[i]) - 1)
+        state = ((np.int64(back[i, state]) << memory) | state) >> bits[i]
+
+
+@numba.njit(cache=True)
+def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # type: ignore[no-untyped-def]
+    """out[starts[i]:starts[i + 1]] = the candidate of group i that the register names after the group's bits."""
+    register = np.int64(0)
+    for i in range(len(message)):
+        register = ((register << bits[i]) | message[i]) & ((np.int64(1) << (memory + bits[i])) - 1)
+        place = starts[i]
+        block = 0
+        while place < starts[i + 1]:
+            words = philox(numba.uint32(block), numba.uint32(register), numba.uint32(i), step, k0, k1)
+            for j in range(min(8, starts[i + 1] - place)):
+                word = words[j // 2]
+                out[place + j] = table[(word >> _HALF) if j & 1 else (word & _LOW)]
+            place += 8
+            block += 1

@@ -1,9 +1,8 @@
 """Which coefficients a step codes, in which groups, with how many bits: decided in integers alone.
 
 Encoder and decoder run this on different machines and must agree to the bit, so everything here is a function of
-integers: the model's table of log errors, the noise levels and the scale in the stream, the picture's size. Logarithms
-to base 2 are in units of 1/256 (Q8), rates of coefficients in units of 2^-16 bits. No float decides
-anything.
+integers: the model's table of log errors, the noise levels and scales in the stream, the picture's size. Logarithms
+to base 2 are in units of 1/256 (Q8), rates of coefficients in units of 2^-16 bits. No float decides anything.
 
 Noise levels are integers s out of 1024: the state is x_s = (1 - s/1024) x + (s/1024) noise. A step from s to s' < s in
 the variance-preserving form has the posterior N(g x + ..., sigma^2); the ratio g^2 E / sigma^2, E the expected
@@ -13,6 +12,7 @@ squared error of the denoiser on a coefficient, says what coding it is worth.
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cache
+from math import isqrt
 
 import numpy as np
 
@@ -21,18 +21,22 @@ from codling.bitstream.prng import philox, split_seed
 LEVELS = 1024
 Q = 256
 RATE_Q = 1 << 16
+# Edges of radial bands are in units of 1/8192 of the sampling frequency.
+EDGE_UNITS = 8192
 # Ratios within this of each other (a factor of 1.6) are coded together.
 BAND_WIDTH = 174
 # Which Philox streams shuffle: the counter's chunk word, beside those of groups.
 SHUFFLE = 0xFFFFFFFE
+# Most bits a group sends.
+MAX_BITS = 8
 
 
 @dataclass(frozen=True)
 class ErrorTable:
     """Expected squared error of a model's denoiser on spectral coefficients, by noise level and radial frequency.
 
-    levels: (L,) ascending noise levels. edges: (K,) ascending radii in units of 1/1024 of the sampling frequency, the
-    lower bounds of the bands, the first 0. log_error: (L, 3, K) integers, log2 of the error in Q8.
+    levels: (L,) ascending noise levels. edges: (K,) ascending radii in units of 1/8192 of the sampling frequency, the
+    lower bounds of the bands, the first 0. log_error: (L, C, K) integers, log2 of the error in Q8.
     """
 
     levels: np.ndarray
@@ -40,86 +44,147 @@ class ErrorTable:
     log_error: np.ndarray
 
     def __post_init__(self) -> None:
-        shape = (len(self.levels), 3, len(self.edges))
+        shape = (len(self.levels), *self.log_error.shape[1:2], len(self.edges))
         if self.log_error.shape != shape or not all(
             np.issubdtype(array.dtype, np.integer) for array in (self.levels, self.edges, self.log_error)
         ):
             raise ValueError(f"an error table wants integers of shape {shape}, got {self.log_error.shape}")
 
-    def at(self, level: int) -> np.ndarray:
-        """(3, K) Q8, interpolated between levels and held beyond the ends."""
-        above = int(np.searchsorted(self.levels, level))
-        if above == 0:
-            return self.log_error[0].astype(np.int64)
-        if above == len(self.levels):
-            return self.log_error[-1].astype(np.int64)
-        low, high = int(self.levels[above - 1]), int(self.levels[above])
-        first, second = self.log_error[above - 1].astype(np.int64), self.log_error[above].astype(np.int64)
-        out: np.ndarray = (first * (high - level) + second * (level - low)) // (high - low)
+    @property
+    def components(self) -> int:
+        return int(self.log_error.shape[1])
+
+    def at(self, levels: np.ndarray) -> np.ndarray:
+        """Q8 (C, K) at a noise level for each component and band, (C, K); interpolated, and held beyond the ends."""
+        held = np.clip(levels.astype(np.int64), self.levels[0], self.levels[-1])
+        above = np.clip(np.searchsorted(self.levels, held), 1, len(self.levels) - 1)
+        low, high = self.levels[above - 1].astype(np.int64), self.levels[above].astype(np.int64)
+        first, second = (
+            np.take_along_axis(self.log_error.astype(np.int64), place[None], 0)[0] for place in (above - 1, above)
+        )
+        out: np.ndarray = (first * (high - held) + second * (held - low)) // (high - low)
         return out
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The coefficients of one component of a picture, sorted by radial band.
+
+    size: coefficients of a component. bands: (size,) the band of each. order: (size,) their flat indices by (band,
+    index). first: (K + 1,) where in `order` each band begins.
+    """
+
+    bands: np.ndarray
+    order: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def make(cls, edges: np.ndarray, height: int, width: int) -> "Layout":
+        bands = frequency_bands(edges, height, width).ravel()
+        counts = np.bincount(bands, minlength=len(edges))
+        order = np.argsort(bands, kind="stable").astype(np.int32)
+        return cls(bands.astype(np.int16), order, np.concatenate([[0], np.cumsum(counts)]))
+
+    @property
+    def size(self) -> int:
+        return len(self.order)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(K,) coefficients of each band."""
+        return np.diff(self.first)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A value for each component and band (C, K) -> one for each coefficient, (C, size) float32."""
+        out: np.ndarray = values.astype(np.float32)[:, self.bands]
+        return out
+
+    def members(self, component: int, band: int) -> np.ndarray:
+        """Flat indices into (C, H, W) of a band of a component, ascending."""
+        return component * self.size + self.order[self.first[band] : self.first[band + 1]].astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Band:
-    """Coefficients coded together. members: flat indices into (3, H, W), ascending within each class.
+    """Coefficients coded together. members: flat indices into (C, H, W), ascending within each radial band.
 
     log_ratio: Q8, the mean of log2 of g^2 E / sigma^2, scale included. groups: how many the members are cut into.
+    bits: what each group sends.
     """
 
     members: np.ndarray
     log_ratio: int
     groups: int
+    bits: int
 
     def starts(self) -> np.ndarray:
         """(groups + 1,) bounds of the groups among the members; sizes differ by one at most."""
         return np.arange(self.groups + 1) * len(self.members) // self.groups
 
 
-def plan_step(
-    table: ErrorTable, classes: np.ndarray, *, level: int, following: int, threshold: int, scale: int, bits: int
-) -> list[Band]:
-    """The bands of a step, in coding order.
+def plan_step(ratios: np.ndarray, layout: Layout, *, threshold: int, bits: int) -> list[Band]:
+    """The bands of a step, in coding order: those of the largest ratio first.
 
-    classes: see `frequency_bands`. level, following: noise levels before and after. threshold: Q8, the least log ratio
-    worth coding. scale: half octaves added to every ratio once the coefficients are chosen. bits: bits a group sends.
+    ratios: log2 of g^2 E / sigma^2 in Q8, (C, K). threshold: Q8, the least ratio worth coding. bits: sent by a
+    group, or more where a coefficient deserves more.
     """
-    components, bands = table.log_error.shape[1:]
-    ratios = (table.at(level) + log_gain(level, following)).ravel()
-    places = np.arange(components)[:, None, None] * bands + classes
-    flat = places.ravel()
-    counts = np.bincount(flat, minlength=components * bands)
-    chosen = np.nonzero((ratios >= threshold) & (counts > 0))[0]
-    if not len(chosen):
+    counts = np.broadcast_to(layout.counts, ratios.shape)
+    chosen = worth_coding(ratios, layout, threshold)
+    if not chosen.any():
         return []
-    order = np.argsort(flat, kind="stable")
-    first = np.concatenate([[0], np.cumsum(counts)])
-    depth = (ratios[chosen].max() - ratios[chosen]) // BAND_WIDTH
+    depth = (ratios[chosen].max() - ratios) // BAND_WIDTH
     plan, carry = [], 0
-    for number in np.unique(depth):
-        own = chosen[depth == number]
-        members = np.concatenate([order[first[c] : first[c + 1]] for c in own])
-        mean = int((ratios[own] * counts[own]).sum() // counts[own].sum()) + scale * Q // 2
+    for number in np.unique(depth[chosen]):
+        own = chosen & (depth == number)
+        members = np.concatenate([layout.members(component, band) for component, band in np.argwhere(own)])
+        mean = int((ratios[own] * counts[own]).sum() // counts[own].sum())
         total = coefficient_rate(mean) * len(members) + carry
-        groups, carry = divmod(total, bits * RATE_Q)
+        # A group has at least one member, so rates above `bits` a coefficient need groups that send more.
+        own_bits = min(max(bits, -(-total // (len(members) * RATE_Q))), MAX_BITS)
+        if own_bits * RATE_Q > total:
+            # Too little for one such group; what there is goes to one group, if it is a bit at all.
+            own_bits = max(total // RATE_Q, 1)
+        groups, carry = divmod(total, own_bits * RATE_Q)
         groups = min(groups, len(members))
         if groups:
-            plan.append(Band(members, mean, groups))
+            plan.append(Band(members, mean, groups, own_bits))
     return plan
 
 
+def worth_coding(ratios: np.ndarray, layout: Layout, threshold: int) -> np.ndarray:
+    """Which bands of which components a step codes, (C, K) bool."""
+    chosen: np.ndarray = (ratios >= threshold) & (layout.counts > 0)
+    return chosen
+
+
+def scaled(log_error: np.ndarray, scale: int) -> np.ndarray:
+    """Log errors in Q8 with so many half octaves added."""
+    return log_error + scale * (Q // 2)
+
+
 def frequency_bands(edges: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Number of the radial band of every DCT coefficient, (height, width) int64, by exact integer comparison.
+    """Number of the radial band of every DCT coefficient, (height, width) int64, exactly.
 
     Coefficient (i, j) has the radius sqrt((i / H)^2 + (j / W)^2) / 2 in units of the sampling frequency; it is in the
-    last band whose edge is not above it.
+    last band whose edge is not above it. With edge e that is j >= W sqrt(4 e^2 / 8192^2 - (i / H)^2).
     """
-    i, j = np.arange(height, dtype=object)[:, None], np.arange(width, dtype=object)
-    # Radius^2 = (i^2 W^2 + j^2 H^2) / (4 H^2 W^2), compared with (edge / 1024)^2.
-    square = ((i * width) ** 2 + (j * height) ** 2) * 1024**2
-    bounds = [4 * (int(edge) * height * width) ** 2 for edge in edges]
-    if max(int(square[-1, -1]), bounds[-1]) < 2**63:
-        return np.searchsorted(np.array(bounds, np.int64), square.astype(np.int64), side="right") - 1
-    out: np.ndarray = np.sum([square >= bound for bound in bounds], axis=0).astype(np.int64) - 1
+    columns = np.arange(width)
+    rows = []
+    for i in range(height):
+        firsts = []
+        for edge in edges:
+            # j^2 (8192 H)^2 >= (2 e H W)^2 - (8192 i W)^2 =: rest, so j is at least sqrt(rest) / (8192 H).
+            rest = (2 * int(edge) * height * width) ** 2 - (EDGE_UNITS * i * width) ** 2
+            root = isqrt(rest - 1) + 1 if rest > 0 else 0
+            firsts.append(-(-root // (EDGE_UNITS * height)))
+        rows.append(np.searchsorted(np.array(firsts), columns, side="right") - 1)
+    return np.stack(rows)
+
+
+def log_gains(levels: np.ndarray, following: int) -> np.ndarray:
+    """`log_gain` from each of the noise levels of an array to one that is below all of them."""
+    values, places = np.unique(levels, return_inverse=True)
+    out: np.ndarray = np.array([log_gain(int(value), following) for value in values])[places].reshape(levels.shape)
     return out
 
 

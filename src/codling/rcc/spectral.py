@@ -3,6 +3,8 @@
 Spectral domain of a picture: three orthogonal colour components, each under a two-dimensional DCT-II.
 """
 
+from math import sqrt
+
 import numpy as np
 
 # Rows: gray, red against blue, green against both.
@@ -13,20 +15,20 @@ def dct(x: np.ndarray) -> np.ndarray:
     """Orthonormal DCT-II along the last axis, by one complex FFT of the same length (Makhoul 1980)."""
     n = x.shape[-1]
     order = np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2)[::-1]])
-    turned = np.fft.fft(x[..., order]) * np.exp(-0.5j * np.pi * np.arange(n) / n)
-    out = turned.real * np.sqrt(2 / n)
-    out[..., 0] /= np.sqrt(2)
+    turned = np.fft.fft(x[..., order]) * _turn(x, -0.5)
+    out = turned.real * sqrt(2 / n)
+    out[..., 0] /= sqrt(2)
     return out.astype(x.dtype)
 
 
 def idct(c: np.ndarray) -> np.ndarray:
     """The inverse of `dct`: orthonormal DCT-III along the last axis."""
     n = c.shape[-1]
-    scaled = c * np.sqrt(n / 2)
-    scaled[..., 0] *= np.sqrt(2)
+    scaled = c * sqrt(n / 2)
+    scaled[..., 0] *= sqrt(2)
     # The FFT of the reordered signal has this imaginary part, by symmetry.
     mirrored = np.concatenate([np.zeros_like(scaled[..., :1]), scaled[..., :0:-1]], axis=-1)
-    turned = (scaled - 1j * mirrored) * np.exp(0.5j * np.pi * np.arange(n) / n)
+    turned = (scaled - 1j * mirrored) * _turn(c, 0.5)
     x = np.fft.ifft(turned).real
     out = np.empty_like(c)
     half = (n + 1) // 2
@@ -35,12 +37,22 @@ def idct(c: np.ndarray) -> np.ndarray:
 
 
 def to_spectrum(image: np.ndarray) -> np.ndarray:
-    """Picture (3, H, W) -> coefficients (3, H, W): colour components, then DCT along both axes."""
-    components = np.einsum("ij,jhw->ihw", COLOUR, image)
-    return dct(dct(components).swapaxes(1, 2)).swapaxes(1, 2)
+    """Picture (3, H, W) -> coefficients (3, H, W): colour components, then DCT along both axes.
+
+    Latents, whose channels are not three colours, keep their components: (C, H, W) -> (C, H, W).
+    """
+    components = np.einsum("ij,jhw->ihw", COLOUR, image) if len(image) == 3 else image
+    return np.stack([dct(dct(plane).T).T for plane in components])
 
 
 def from_spectrum(coefficients: np.ndarray) -> np.ndarray:
     """The inverse of `to_spectrum`."""
-    components = idct(idct(coefficients.swapaxes(1, 2)).swapaxes(1, 2))
-    return np.einsum("ji,jhw->ihw", COLOUR, components)
+    components = np.stack([idct(idct(plane.T).T) for plane in coefficients])
+    return np.einsum("ji,jhw->ihw", COLOUR, components) if len(components) == 3 else components
+
+
+def _turn(x: np.ndarray, quarter: float) -> np.ndarray:
+    """exp(i pi quarter k / n) for the places k of the last axis, in the precision of `x`."""
+    n = x.shape[-1]
+    turn = np.exp(1j * np.pi * quarter * np.arange(n) / n)
+    return turn.astype(np.complex64) if x.dtype == np.float32 else turn

@@ -11,7 +11,7 @@ from codling.training.data import load_pictures
 from codling.training.index_tables import fit_index_model
 from codling.training.loop import Run
 from codling.weights.packing import Precision, pack, unpack
-from codling.weights.store import CODEBOOK, Manifest, save_model
+from codling.weights.store import CODEBOOK, Manifest, Parts, save_model
 
 # Pictures that the index tables are fitted on: 4,000 give 1.5 million indices at stride 16.
 TABLE_PICTURES = 4000
@@ -28,7 +28,7 @@ def export_run(
     data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=pictures).pictures
     maps = index_maps(codec, data)
     tables = fit_index_model(maps, run.config.model.condition.codebook_size)
-    return save_model(directory, model, index_model=tables, precision=precision)
+    return save_model(directory, Parts(model, index_model=tables), precision=precision)
 
 
 def index_maps(codec: CoDCodec, pictures: list[np.ndarray]) -> list[np.ndarray]:

@@ -14,7 +14,9 @@ from codling.errors import ModelError
 
 CONFIG = "config.json"
 FORMAT = 1
+# What `encode` takes when it is told no model: without a rate, and with one.
 DEFAULT_MODEL = "cod-xs"
+RATE_MODEL = "diffc-xs"
 MODELS_VARIABLE = "CODLING_MODELS"
 
 

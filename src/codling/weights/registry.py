@@ -5,28 +5,70 @@ from pathlib import Path
 
 import torch
 
+from codling.bitstream.container import CodecId
+from codling.codecs.backbones import Backbone, CoDBackbone, DenoiserBackbone
+from codling.codecs.base import Codec
 from codling.codecs.cod import CoDCodec
+from codling.codecs.diffc import DiffCCodec
+from codling.codecs.diffc_stream import DiffCConfig
 from codling.errors import ModelError
-from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory
-from codling.weights.store import load_model, save_model
+from codling.models.autoencoder import Autoencoder, StableDiffusionVAE
+from codling.models.cod import CoD
+from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
+from codling.weights.store import Parts, load_parts, save_model
 
 HUB_VARIABLE = "CODLING_HUB"
 
 
-def load(name_or_directory: str | os.PathLike[str], *, device: torch.device) -> CoDCodec:
-    """A model by its name, or by the path of its directory, on a device. A hub model is fetched on first use."""
+def load(name_or_directory: str | os.PathLike[str], *, device: torch.device, codec: CodecId | None = None) -> Codec:
+    """A model by its name, or by the path of its directory, on a device. A hub model is fetched on first use.
+
+    codec: the scheme, None for the model's own.
+    """
     path = Path(name_or_directory)
     if (path / CONFIG).is_file():
-        return load_model(path, name=path.resolve().name, device=device)
+        return load_codec(path, name=path.resolve().name, device=device, codec=codec)
     entry = find(os.fspath(name_or_directory))
-    return load_model(entry.directory or fetch(entry.name), name=entry.name, device=device)
+    return load_codec(entry.directory or fetch(entry.name), name=entry.name, device=device, codec=codec)
 
 
-def load_by_id(model_id: int, *, device: torch.device) -> CoDCodec:
-    """The model that a stream names."""
+def load_by_id(model_id: int, *, device: torch.device, codec: CodecId) -> Codec:
+    """The model that a stream names, for the codec it names."""
     entry = find_id(model_id)
     assert entry.directory is not None
-    return load_model(entry.directory, name=entry.name, device=device)
+    return load_codec(entry.directory, name=entry.name, device=device, codec=codec)
+
+
+def load_codec(directory: Path, *, name: str, device: torch.device, codec: CodecId | None = None) -> Codec:
+    """A model directory as a codec. Raises ModelError where the model cannot do it, or is damaged."""
+    parts, number = load_parts(directory, device=device), model_id(read_config(directory))
+    own = CodecId.COD if isinstance(parts.model, CoD) else CodecId.DIFFC
+    codec = own if codec is None else codec
+    if codec is CodecId.COD and isinstance(parts.model, CoD):
+        return cod_codec(parts, name=name, number=number)
+    if codec is not CodecId.DIFFC:
+        raise ModelError(f"model {name} has no codec {codec.name.lower()}; its own is {own.name.lower()}")
+    if not parts.error_tables:
+        raise ModelError(f"model {name} is not calibrated for DiffC yet: run `codling calibrate {name} --images DIR`")
+    return DiffCCodec(
+        backbone_of(parts, name=name), parts.diffc or DiffCConfig(), parts.error_tables, name=name, model_id=number
+    )
+
+
+def backbone_of(parts: Parts, *, name: str) -> Backbone:
+    """A model as DiffC sees it."""
+    if isinstance(parts.model, CoD):
+        return CoDBackbone(cod_codec(parts, name=name, number=0))
+    return DenoiserBackbone(parts.model)
+
+
+def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:
+    """A CoD model with its autoencoder. number: the model's id."""
+    assert isinstance(parts.model, CoD)
+    autoencoder: Autoencoder | None = None
+    if parts.model.config.space == "sd-vae":
+        autoencoder = StableDiffusionVAE.load(parts.autoencoder).to(next(parts.model.parameters()).device)
+    return CoDCodec(parts.model, name=name, model_id=number, index_model=parts.index_model, autoencoder=autoencoder)
 
 
 def fetch(name: str) -> Path:
@@ -36,7 +78,7 @@ def fetch(name: str) -> Path:
     hub = HUB[name]
     model = import_cod(hub_file(hub.repository, hub.config), hub_file(hub.repository, hub.weights))
     directory = local_directory() / name
-    save_model(directory, model, autoencoder=hub.autoencoder)
+    save_model(directory, Parts(model, autoencoder=hub.autoencoder))
     return directory
 
 

@@ -1,0 +1,120 @@
+"""What DiffC needs of a model: a velocity on states of any size, and what it is conditioned on."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codling.codecs.cod import CoDCodec
+from codling.codecs.tiling import blend, plan_tiles
+from codling.diffusion.guidance import VelocityFunction
+from codling.models.denoiser import Denoiser
+from codling.models.wiener import WienerFilter
+
+SMALLEST_NOISE = 1 / 1024
+
+
+class Backbone(Protocol):
+    """A diffusion model as DiffC sees it.
+
+    channels: of a state. stride: pixels a sample of the state covers. grid: what picture sides are padded to multiples
+    of. conditional: whether there can be a condition, and so whether streams have a place for it.
+    """
+
+    channels: int
+    stride: int
+    grid: int
+    conditional: bool
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def condition(self, image: Tensor) -> bytes:
+        """What the decoder can be told of an image (1, 3, H, W) before the first step."""
+        ...
+
+    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+        """Velocity of states (1, channels, height / stride, width / stride), sides in multiples of `grid`.
+
+        An empty condition is none. Raises FormatError on a condition that cannot be right.
+        """
+        ...
+
+    def to_state(self, image: Tensor) -> Tensor:
+        """Image (1, 3, H, W), sides in multiples of `grid` -> the state at t = 1."""
+        ...
+
+    def to_image(self, state: Tensor) -> Tensor:
+        """The inverse of `to_state`, as well as the autoencoder can."""
+        ...
+
+
+class DenoiserBackbone:
+    """A pixel-space denoiser without a condition: the trained network, or the Wiener filter alone."""
+
+    channels, stride, conditional = 3, 1, False
+
+    def __init__(self, model: Denoiser | WienerFilter):
+        self.model = model.eval()
+        self.grid = model.config.grid
+        self.precision = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.buffers()).device
+
+    def condition(self, image: Tensor) -> bytes:
+        return b""
+
+    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+        config = self.model.config
+        tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            # At the very end of the flow nothing is left to remove and the quotient below would be 0 / 0.
+            noise = (1 - t).float().clamp(min=SMALLEST_NOISE)
+
+            def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                    return self.model(pieces, noise.expand(len(numbers))).float()
+
+            estimate = blend(on_tiles, x, tiles, overlap=config.overlap, stride=1)
+            return (estimate - x) / noise.view(-1, 1, 1, 1)
+
+        return velocity
+
+    def to_state(self, image: Tensor) -> Tensor:
+        return image
+
+    def to_image(self, state: Tensor) -> Tensor:
+        return state
+
+
+class CoDBackbone:
+    """A CoD model: its indices come first in the stream and their condition guides every step, or there are none."""
+
+    conditional = True
+
+    def __init__(self, codec: CoDCodec):
+        config = codec.model.config
+        self.codec = codec
+        self.channels, self.stride, self.grid = config.transformer.channels, config.state_stride, config.grid
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.device
+
+    def condition(self, image: Tensor) -> bytes:
+        return self.codec.encode_indices(self.codec.indices(image))
+
+    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+        if not condition:
+            return self.codec.null_velocity(height=height, width=width)
+        indices = self.codec.decode_indices(condition, height=height, width=width)
+        return self.codec.velocity(indices, guidance=guidance)
+
+    def to_state(self, image: Tensor) -> Tensor:
+        return self.codec.autoencoder.encode(image)
+
+    def to_image(self, state: Tensor) -> Tensor:
+        return self.codec.autoencoder.decode(state)

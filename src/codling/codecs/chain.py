@@ -1,0 +1,119 @@
+"""The walk from noise to picture that a DiffC encoder and decoder make together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codling.bitstream.prng import gaussians
+from codling.diffusion.guidance import VelocityFunction
+from codling.diffusion.posterior import Posterior, flow_scale, posterior
+from codling.rcc.channel import Channel
+from codling.rcc.plan import LEVELS, ErrorTable, Layout, log_gains, scaled
+from codling.rcc.spectral import from_spectrum, to_spectrum
+
+START = LEVELS - 1
+TAIL = 0xFFFFFFFD
+
+
+@dataclass
+class Chain:
+    """The state that encoder and decoder walk together, in the variance-preserving form and the spectral domain."""
+
+    velocity: VelocityFunction
+    table: ErrorTable
+    layout: Layout
+    channel: Channel
+    state: np.ndarray
+    known: np.ndarray
+    grain: float
+    level: int = START
+    step: int = 0
+    _estimate: np.ndarray | None = None
+    _last: np.ndarray | float = 0.0
+
+    @classmethod
+    def begin(
+        cls, velocity: VelocityFunction, table: ErrorTable, channel: Channel, shape: tuple[int, int, int], grain: float
+    ) -> "Chain":
+        """Pure noise of a state's shape (C, h, w)."""
+        noise = gaussians(shape[0] * shape[1] * shape[2], seed=channel.seed).reshape(shape)
+        known = np.full(table.log_error.shape[1:], START)
+        return cls(velocity, table, Layout.make(table.edges, *shape[1:]), channel, noise, known, grain)
+
+    @property
+    def estimate(self) -> np.ndarray:
+        """The denoiser's estimate of the picture's state, (C, h, w), spectral. One network evaluation a step."""
+        if self._estimate is None:
+            noise = self.level / LEVELS
+            x = self.flow_state(self.grain)
+            with torch.inference_mode():
+                v = self.velocity(x, torch.tensor([1 - noise], device=x.device))
+                self._estimate = to_spectrum((x + noise * v)[0].float().cpu().numpy())
+        return self._estimate
+
+    def flow_state(self, grain: float = 0.0) -> Tensor:
+        """The state on the flow, (1, C, h, w), at time 1 - level / 1024.
+
+        Coefficients that were last coded at a higher noise level are brought to this one by their posterior mean under
+        the last estimate, plus `grain` times its deviation of shared noise: 1 makes the state a sample, as networks
+        were trained on and samplers want it; 0 the mean.
+        """
+        state = self.state
+        if (self.known != self.level).any():
+            q = self._posterior(self.level)
+            state = q.gain * self._last + q.carry * state
+            if grain:
+                z = gaussians(state.size, seed=self.channel.seed, stream=self.step, chunk=TAIL).reshape(state.shape)
+                state = state + np.float32(grain) * np.sqrt(q.variance) * z
+        scaled = from_spectrum(state) * np.float32(flow_scale(self.level / LEVELS))
+        return torch.from_numpy(scaled)[None]
+
+    def ratios(self, following: int, scale: int) -> np.ndarray:
+        """log2 of g^2 E / sigma^2 in Q8, (C, K), of the step to `following`.
+
+        scale: half octaves by which the picture's errors are larger than the table's.
+        """
+        return scaled(self.table.at(self.known), scale) + log_gains(self.known, following)
+
+    def target(self, source: np.ndarray, following: int) -> np.ndarray:
+        """What the encoder has to say of the source (C, h, w), spectral: g (x - x_hat) / sigma, flat."""
+        q = self._posterior(following)
+        out: np.ndarray = (q.gain * (source - self.estimate) / np.sqrt(q.variance)).ravel()
+        return out
+
+    def advance(self, following: int, coded: np.ndarray, said: np.ndarray) -> None:
+        """Go to the next noise level. coded: (C, K), which bands were; said: flat, what the message said of the target.
+
+        Bands that were not coded stay at the noise level they had.
+        """
+        q = self._posterior(following)
+        moved = q.gain * self.estimate + q.carry * self.state + np.sqrt(q.variance) * said.reshape(self.state.shape)
+        chosen = self.layout.spread(coded).reshape(self.state.shape) > 0
+        self.state = np.where(chosen, moved, self.state)
+        self.known = np.where(coded, following, self.known)
+        self._last = self.estimate
+        self.level, self.step, self._estimate = following, self.step + 1, None
+
+    def _posterior(self, following: int) -> "Weights":
+        """The posterior of every coefficient from the noise level it is at, (C, h, w) each."""
+        levels, places = np.unique(self.known, return_inverse=True)
+        steps = [
+            posterior(level / LEVELS, following / LEVELS) if level > following else Posterior(0.0, 1.0, 0.0)
+            for level in levels
+        ]
+        gain, carry, variance = (
+            self.layout.spread(np.array(values)[places].reshape(self.known.shape)).reshape(self.state.shape)
+            for values in zip(*((q.gain, q.carry, q.variance) for q in steps), strict=True)
+        )
+        return Weights(gain, carry, variance)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`diffusion.posterior.Posterior` for every coefficient."""
+
+    gain: np.ndarray
+    carry: np.ndarray
+    variance: np.ndarray

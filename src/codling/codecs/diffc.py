@@ -1,0 +1,139 @@
+"""DiffC: any rate from one denoiser (Theis et al. 2022; Vonderfecht and Liu 2025).
+
+The encoder walks the picture's own state from pure noise towards the picture, a noise level at a time. At each step it
+tells the decoder, by reverse channel coding, a sample of the true posterior of the next state; the denoiser's estimate
+is what both know already, so only what it does not foresee costs bits. Stopping anywhere gives a picture.
+
+encode: image -> state -> for each step: estimate, plan, message -> bits            (`diffc_encoder`)
+decode: bits -> for each step: estimate, plan, codewords -> state -> estimate, or sampling on -> image
+
+`docs/format.md` ("DiffC payload") has the bytes, `docs/diffc.md` the method.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from codling.bitstream.bits import BitReader, OutOfBitsError
+from codling.bitstream.container import CodecId, Reader
+from codling.codecs.backbones import Backbone
+from codling.codecs.base import DecodeOptions, RateTarget
+from codling.codecs.chain import Chain
+from codling.codecs.diffc_encoder import Encoder
+from codling.codecs.diffc_stream import (
+    CHECK_BITS,
+    THRESHOLD_UNIT,
+    DiffCConfig,
+    bits_to_message,
+    checksum,
+    checksum_agrees,
+    read_settings,
+)
+from codling.diffusion.guidance import score_scaled
+from codling.diffusion.samplers import sampler
+from codling.errors import ConfigError, FormatError, ModelError
+from codling.rcc.channel import Channel, group_bits
+from codling.rcc.plan import LEVELS, ErrorTable, plan_step, worth_coding
+from codling.rcc.spectral import from_spectrum
+
+
+class DiffCCodec:
+    """A diffusion model as a codec of any rate, with its error tables: by whether the model has its condition."""
+
+    codec_id = CodecId.DIFFC
+
+    def __init__(
+        self, backbone: Backbone, config: DiffCConfig, tables: Mapping[bool, ErrorTable], *, name: str, model_id: int
+    ):
+        self.backbone, self.config, self.tables = backbone, config, tables
+        self.name, self.model_id = name, model_id
+
+    def encode(self, image: Tensor, target: RateTarget) -> bytes:
+        """Image (1, 3, H, W) in [-1, 1], any size -> payload. Raises RateError if the target cannot be met."""
+        return self.encode_with(self.config, image, target)
+
+    def encode_with(self, settings: DiffCConfig, image: Tensor, target: RateTarget) -> bytes:
+        """As `encode`, with other times, threshold or trellis than the model's own; the stream carries them."""
+        encoder = Encoder(self, settings, image, max_bytes=target.max_bytes)
+        if target.max_bytes is not None:
+            return encoder.to_bytes(target.max_bytes)
+        if target.psnr is not None:
+            return encoder.to_psnr(target.psnr)
+        return encoder.to_level(self.config.level if target.noise_level is None else target.noise_level)
+
+    def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
+        """Payload, or its beginning -> image (1, 3, height, width). Raises FormatError if it cannot be right."""
+        *_, (chain, _) = self.walk(payload, height=height, width=width)
+        return self.finish(chain, height=height, width=width, options=options)
+
+    def walk(self, payload: bytes, *, height: int, width: int) -> Iterator[tuple[Chain, int]]:
+        """The decoder's chain before the first step and after each one that the payload has at least a part of.
+
+        With it comes how many bytes of the payload were used so far. The chain is one object that walks on.
+
+        Raises FormatError where a checksum does not agree, which is either damage or a decoder that has drifted.
+        """
+        condition, message = self._split(payload)
+        reader, before = BitReader(message), len(payload) - len(message)
+        chain = self.start(condition, height=height, width=width, settings=self.config)
+        yield chain, before
+        try:
+            final, settings = read_settings(reader, self.config)
+            chain.channel = Channel(settings.memory)
+            scale = 0
+            for following in settings.levels(final):
+                scale += reader.take_signed()
+                ratios = chain.ratios(following, scale)
+                threshold = settings.threshold * THRESHOLD_UNIT
+                plan = plan_step(ratios, chain.layout, threshold=threshold, bits=settings.bits)
+                bits = group_bits(plan)
+                groups = bits_to_message(reader.take_array(int(bits.sum())), bits)
+                said = chain.channel.receive(groups, plan, size=chain.state.size, step=chain.step)
+                chain.advance(following, worth_coding(ratios, chain.layout, threshold), said)
+                yield chain, before + -(-reader.place // 8)
+                if chain.step % settings.check_every == 0 and following != final:
+                    wanted = reader.take(CHECK_BITS)
+                    if not checksum_agrees(checksum(chain.estimate), wanted):
+                        raise FormatError(
+                            f"the checksum after step {chain.step} does not agree: the file is damaged before byte "
+                            f"{before + reader.place // 8} of its payload, or this machine's network computes "
+                            "something else than the encoder's (try device cpu)"
+                        )
+        except OutOfBitsError:
+            return
+
+    def finish(self, chain: Chain, *, height: int, width: int, options: DecodeOptions) -> Tensor:
+        """The picture of a chain: its estimate with one step, sampled on from its state with more."""
+        if options.guidance not in (None, 1.0):
+            raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
+        steps = self.config.steps if options.steps is None else options.steps
+        state = chain.flow_state(grain=1.0)
+        if steps == 1 and options.score_scale == 1.0:
+            state = torch.from_numpy(from_spectrum(chain.estimate))[None]
+        else:
+            grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
+            velocity = score_scaled(chain.velocity, options.score_scale)
+            with torch.inference_mode():
+                state = sampler(options.sampler or self.config.sampler)(velocity, state, grid)
+        with torch.inference_mode():
+            image = self.backbone.to_image(state.to(self.backbone.device)).float().cpu()
+        return image[..., :height, :width]
+
+    def start(self, condition: bytes, *, height: int, width: int, settings: DiffCConfig) -> Chain:
+        """Pure noise of a picture's padded size, and the velocity under a condition."""
+        tall, wide = (-(-side // self.backbone.grid) * self.backbone.grid for side in (height, width))
+        if bool(condition) not in self.tables:
+            wanted = "with its condition" if condition else "without its condition"
+            raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
+        velocity = self.backbone.velocity(condition, height=tall, width=wide, guidance=1.0)
+        shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
+        return Chain.begin(velocity, self.tables[bool(condition)], Channel(settings.memory), shape, settings.grain)
+
+    def _split(self, payload: bytes) -> tuple[bytes, bytes]:
+        """Condition and messages."""
+        if not self.backbone.conditional:
+            return b"", payload
+        reader = Reader(payload)
+        condition = reader.take(reader.varint("length of the condition"), "condition")
+        return condition, payload[reader.place :]

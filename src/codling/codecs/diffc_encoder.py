@@ -1,0 +1,209 @@
+"""DiffC's encoder: one picture, up to a budget, a quality or a noise level."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codling.bitstream.bits import BitWriter
+from codling.bitstream.container import varint
+from codling.codecs.backbones import Backbone
+from codling.codecs.chain import START, Chain
+from codling.codecs.diffc_stream import (
+    CHECK_BITS,
+    THRESHOLD_UNIT,
+    DiffCConfig,
+    checksum,
+    message_to_bits,
+    write_settings,
+)
+from codling.errors import RateError
+from codling.rcc.channel import group_bits
+from codling.rcc.plan import Q, plan_step, worth_coding
+from codling.rcc.spectral import from_spectrum, to_spectrum
+
+LARGEST_SCALE = 24
+# What the default settings take.
+SETTINGS_BYTES = 2
+
+
+class Parent(Protocol):
+    """What the encoder uses of `diffc.DiffCCodec`."""
+
+    name: str
+    backbone: Backbone
+    config: DiffCConfig
+
+    def start(self, condition: bytes, *, height: int, width: int, settings: DiffCConfig) -> Chain: ...
+
+
+@dataclass
+class Progress:
+    """How far an encoding has come: the chain, the scale sent last, the bits written."""
+
+    chain: Chain
+    scale: int
+    writer: BitWriter
+
+    def copy(self) -> "Progress":
+        return Progress(replace(self.chain), self.scale, self.writer.copy())
+
+
+class Encoder:
+    """The encoding of one image (1, 3, H, W) in [-1, 1]; each `to_...` returns the payload."""
+
+    def __init__(self, codec: Parent, settings: DiffCConfig, image: Tensor, *, max_bytes: int | None = None):
+        self.codec, self.settings = codec, settings
+        backbone = codec.backbone
+        height, width = image.shape[-2:]
+        self.image = image.float()
+        padded = F.pad(self.image, (0, -width % backbone.grid, 0, -height % backbone.grid), mode="replicate")
+        with torch.inference_mode():
+            state = backbone.to_state(padded.to(backbone.device)).float().cpu()
+        self.source = to_spectrum(state[0].numpy())
+        condition = backbone.condition(image) if backbone.conditional else b""
+        # A condition that leaves nothing of the budget for the steps is better left out.
+        if max_bytes is not None and len(varint(len(condition))) + len(condition) + SETTINGS_BYTES > max_bytes:
+            condition = b""
+        self.head = varint(len(condition)) + condition if backbone.conditional else b""
+        chain = codec.start(condition, height=height, width=width, settings=settings)
+        self.now = Progress(chain, 0, BitWriter())
+
+    def to_level(self, final: int) -> bytes:
+        """Until a noise level, 1 to 1022."""
+        if not 0 < final < START:
+            raise RateError(f"a stream ends at a noise level from 1 to {START - 1} (of 1024), got {final}")
+        levels = self.settings.levels(final)
+        for following in levels:
+            self._take(following, last=following == final)
+        return self._payload(final)
+
+    def to_bytes(self, budget: int) -> bytes:
+        """Until the payload has `budget` bytes exactly; fewer only if the schedule ends before."""
+        empty = BitWriter()
+        write_settings(empty, 1, self.settings, self.codec.config)
+        smallest = len(self.head) + -(-empty.count // 8)
+        if budget < smallest:
+            raise RateError(
+                f"{budget} bytes are left for the payload after the header, but model {self.codec.name} needs at least "
+                f"{smallest} for this picture; ask for {smallest - budget} bytes more"
+            )
+        capacity = 8 * (budget - len(self.head)) - empty.count
+        final = START - 1
+        for following in self.settings.times:
+            left = capacity - self.now.writer.count
+            if self._cost(following) >= left:
+                final = self._level_that_costs(left, following)
+                self._take(final, last=True)
+                break
+            final = following
+            self._take(following, last=following == self.settings.times[-1])
+        return self._payload(final)[:budget]
+
+    def to_psnr(self, wanted: float) -> bytes:
+        """Until the faithful picture has at least this PSNR in dB."""
+        for following in self.settings.times:
+            before = self.now.copy()
+            self._take(following, last=True)
+            if self._psnr() >= wanted:
+                return self._payload(self._level_that_suffices(wanted, before, following))
+            if following != self.settings.times[-1]:
+                self._check()
+        raise RateError(
+            f"a PSNR of {wanted} dB is out of reach: with all of its {len(self.settings.times)} steps model "
+            f"{self.codec.name} gets {self._psnr():.2f} dB on this picture"
+        )
+
+    def _take(self, following: int, *, last: bool) -> None:
+        """Write a step and walk it."""
+        now, chain = self.now, self.now.chain
+        scale = self._measure(following)
+        now.writer.put_signed(scale - now.scale)
+        now.scale = scale
+        ratios = chain.ratios(following, scale)
+        plan = plan_step(ratios, chain.layout, threshold=self._threshold, bits=self.settings.bits)
+        message = chain.channel.send(chain.target(self.source, following), plan, step=chain.step)
+        now.writer.extend(message_to_bits(message, group_bits(plan)))
+        said = chain.channel.receive(message, plan, size=self.source.size, step=chain.step)
+        chain.advance(following, worth_coding(ratios, chain.layout, self._threshold), said)
+        if not last:
+            self._check()
+
+    def _check(self) -> None:
+        """The checksum of every few steps."""
+        if self.now.chain.step % self.settings.check_every == 0:
+            self.now.writer.put(checksum(self.now.chain.estimate), CHECK_BITS)
+
+    def _measure(self, following: int) -> int:
+        """How much harder than expected the picture is where it is worth coding, in half octaves."""
+        chain = self.now.chain
+        ratios = chain.ratios(following, self.now.scale)
+        expected = 2.0 ** (chain.table.at(chain.known) / Q)
+        error = np.square(self.source - chain.estimate).reshape(len(self.source), -1)
+        total = weights = 0.0
+        for component, band in np.argwhere(worth_coding(ratios, chain.layout, self._threshold)):
+            # Weighted by how much the rate depends on the scale: d log(1 + k r) / dk.
+            ratio = 2.0 ** (ratios[component, band] / Q)
+            weight = ratio / (1 + ratio)
+            total += weight * float(error[component, chain.layout.members(0, band)].sum()) / expected[component, band]
+            weights += weight * float(chain.layout.counts[band])
+        if total <= 0 or weights <= 0:
+            return self.now.scale
+        return max(-LARGEST_SCALE, min(LARGEST_SCALE, round(2 * math.log2(total / weights))))
+
+    @property
+    def _threshold(self) -> int:
+        return self.settings.threshold * THRESHOLD_UNIT
+
+    def _cost(self, following: int) -> int:
+        """Bits of a step, checksum not included."""
+        chain, scale = self.now.chain, self._measure(following)
+        side = BitWriter()
+        side.put_signed(scale - self.now.scale)
+        ratios = chain.ratios(following, scale)
+        plan = plan_step(ratios, chain.layout, threshold=self._threshold, bits=self.settings.bits)
+        return side.count + int(group_bits(plan).sum())
+
+    def _level_that_costs(self, bits: int, lowest: int) -> int:
+        """The largest noise level, from `lowest` up, that takes at least so many bits to reach."""
+        low, high = lowest, self.now.chain.level - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._cost(middle) >= bits else (low, middle - 1)
+        return low
+
+    def _level_that_suffices(self, wanted: float, before: Progress, lowest: int) -> int:
+        """The largest noise level, from `lowest` up, at which the picture has the PSNR; walks there from `before`."""
+        low, high = lowest, before.chain.level - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            self.now = before.copy()
+            self._take(middle, last=True)
+            low, high = (middle, high) if self._psnr() >= wanted else (low, middle - 1)
+        self.now = before.copy()
+        self._take(low, last=True)
+        return low
+
+    def _psnr(self) -> float:
+        """Of the faithful picture, rounded to 8 bits."""
+        backbone = self.codec.backbone
+        estimate = torch.from_numpy(from_spectrum(self.now.chain.estimate))[None]
+        with torch.inference_mode():
+            decoded = backbone.to_image(estimate.to(backbone.device)).float().cpu()
+        height, width = self.image.shape[-2:]
+        error = _to_8_bits(decoded[..., :height, :width]) - _to_8_bits(self.image)
+        return 10 * math.log10(255**2 / max(float(error.square().mean()), 1e-10))
+
+    def _payload(self, final: int) -> bytes:
+        whole = BitWriter()
+        write_settings(whole, final, self.settings, self.codec.config)
+        whole.append(self.now.writer)
+        return self.head + whole.to_bytes()
+
+
+def _to_8_bits(image: Tensor) -> Tensor:
+    return ((image.clamp(-1, 1) + 1) * 127.5).round()

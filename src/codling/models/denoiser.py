@@ -1,0 +1,140 @@
+"""A convolutional denoiser that corrects the Wiener filter, for coding at few bytes: small, any size, all noise levels.
+
+Most of its work is at coarse resolution, because that is where the information is at the noise levels that few bytes
+reach: states at noise fraction .9 say little about anything finer than sixteen pixels.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codling.models.wiener import WienerConfig, WienerFilter
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """widths: channels at strides 4, 8, 16, ... blocks: at each stride on the way down, and again on the way up.
+
+    embedding: width of the embedding of the noise level. tile, overlap: see `codecs.tiling`, in pixels.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 224, 352)
+    blocks: tuple[int, ...] = (1, 2, 2, 3)
+    embedding: int = 96
+    filter: WienerConfig = field(default_factory=WienerConfig)
+    tile: int = 1024
+    overlap: int = 128
+
+    @property
+    def grid(self) -> int:
+        """Picture sides are padded to multiples of this many pixels."""
+        return int(4 * 2 ** (len(self.widths) - 1))
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoids of the log signal-to-noise ratio, then a two-layer network."""
+
+    FREQUENCIES = 16
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Noise fractions (B,) -> (B, width)."""
+        ratio = torch.logit(noise, eps=1e-3)
+        octaves = torch.linspace(-2.5, 1.5, self.FREQUENCIES, device=noise.device).exp()
+        phase = ratio[:, None] * octaves
+        out: Tensor = self.mlp(torch.cat([phase.cos(), phase.sin()], 1))
+        return out
+
+
+class Block(nn.Module):
+    """ConvNeXt block (Liu et al. 2022) whose norm is scaled and shifted by the noise level."""
+
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.wide = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[:, None, None].chunk(2, -1)
+        h = self.spatial(x).permute(0, 2, 3, 1)
+        h = F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
+        return x + self.narrow(F.gelu(self.wide(h))).permute(0, 3, 1, 2)
+
+
+class Denoiser(nn.Module):
+    """Estimate of the picture from a state and its noise level: the filter's estimate plus a learned correction."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.filter = WienerFilter(config.filter)
+        self.embedding = NoiseEmbedding(config.embedding)
+        self.first = nn.Conv2d(96, widths[0], 1)
+        self.last = nn.Conv2d(widths[0], 48, 1)
+        self.into = nn.ModuleList(self._blocks(level) for level in range(len(widths)))
+        self.out = nn.ModuleList(self._blocks(level) for level in range(len(widths)))
+        pairs = list(itertools.pairwise(widths))
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def _blocks(self, level: int) -> nn.ModuleList:
+        config = self.config
+        return nn.ModuleList(Block(config.widths[level], config.embedding) for _ in range(config.blocks[level]))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Estimate of x_1 from states x = (1 - noise) x_1 + noise n, (B, 3, H, W) with sides in multiples of `grid`.
+
+        noise: (B,) in (0, 1).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            estimate = self.filter(x.float(), noise)
+        correction: Tensor = self.correction(x, estimate, noise)
+        return estimate + self.scale(noise) * correction.float()
+
+    def scale(self, noise: Tensor) -> Tensor:
+        """Expected size of the filter's error, (B, 1, 1, 1): the unit of the correction."""
+        return self.filter.error(noise).sqrt().view(-1, 1, 1, 1)
+
+    def correction(self, x: Tensor, estimate: Tensor, noise: Tensor) -> Tensor:
+        """What the network adds to the filter's estimate, in units of `scale`."""
+        s = noise.view(-1, 1, 1, 1)
+        # Pixels have a variance of about 1/4.
+        unit = torch.rsqrt((1 - s).square() / 4 + s.square())
+        embedding = self.embedding(noise)
+        h = self.first(F.pixel_unshuffle(torch.cat([x * unit, 2 * estimate], 1), 4))
+        skips = []
+        for level, blocks in enumerate(self.into):
+            if level:
+                skips.append(h)
+                h = self.down[level - 1](h)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+        for level in range(len(self.out) - 1, -1, -1):
+            for block in self.out[level]:  # type: ignore[attr-defined]
+                h = block(h, embedding)
+            if level:
+                h = self.up[level - 1](h) + skips.pop()
+        return F.pixel_shuffle(self.last(h), 4)
+
+
+def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Noise fractions (count,) to train on: three in four where few bytes lead, the rest down to almost none."""
+    u = torch.rand(count, generator=generator)
+    low = torch.rand(count, generator=generator) < 0.25
+    return torch.where(low, 0.02 + 0.38 * u, 0.4 + 0.595 * u)

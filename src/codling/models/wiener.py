@@ -1,0 +1,85 @@
+"""The Wiener filter: the exact denoiser of Gaussian pictures with a given radial power spectrum."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codling.nn.spectral import from_spectrum, radius, to_spectrum
+
+# The lowest frequency that knots resolve, in cycles a pixel: one half wave over 2048 px.
+LOWEST = 1 / 4096
+
+
+@dataclass(frozen=True)
+class WienerConfig:
+    """knots: how many radii the spectrum is given at. tile, overlap: see `codecs.tiling`, in pixels."""
+
+    knots: int = 64
+    tile: int = 1024
+    overlap: int = 128
+
+    @property
+    def grid(self) -> int:
+        """Picture sides are padded to multiples of this many pixels: none are."""
+        return 1
+
+
+class WienerFilter(nn.Module):
+    """Posterior mean of a picture whose DCT coefficients are independent Gaussians of known power.
+
+    `log_power` (3, knots): natural logarithm of the power of each colour component, at radii evenly spaced in
+    log(radius + LOWEST); between knots it is interpolated.
+    """
+
+    def __init__(self, config: WienerConfig):
+        super().__init__()
+        self.config = config
+        self.log_power: Tensor
+        self.register_buffer("log_power", torch.zeros(3, config.knots))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Estimate of x_1 from states x = (1 - noise) x_1 + noise n (B, 3, H, W), noise fractions (B,)."""
+        s = noise.view(-1, 1, 1, 1)
+        height, width = x.shape[-2:]
+        power = self.power(height, width)
+        gain = (1 - s) * power / ((1 - s).square() * power + s.square())
+        return from_spectrum(to_spectrum(x) * gain)
+
+    def power(self, height: int, width: int) -> Tensor:
+        """Expected square of every coefficient, (3, H, W)."""
+        place = knot_place(radius(height, width, self.log_power), self.config.knots)
+        below = place.long().clamp(max=self.config.knots - 2)
+        return torch.lerp(self.log_power[:, below], self.log_power[:, below + 1], place - below).exp()
+
+    def error(self, noise: Tensor) -> Tensor:
+        """Expected squared error a pixel and colour of the estimate at noise fractions (B,), for a 256 px square."""
+        s = noise.view(-1, 1, 1, 1)
+        power = self.power(256, 256)
+        return (power * s.square() / ((1 - s).square() * power + s.square())).mean((1, 2, 3))
+
+
+def knot_place(radii: Tensor, knots: int) -> Tensor:
+    """Where radii in cycles a pixel lie among the knots, 0 to knots - 1, as a real number."""
+    low, high = (torch.tensor(edge + LOWEST).log() for edge in (0.0, 0.5**0.5))
+    return (((radii + LOWEST).log() - low) / (high - low)).clamp(0, 1) * (knots - 1)
+
+
+def fit_spectrum(images: list[Tensor], knots: int) -> Tensor:
+    """`log_power` from images (3, H, W) in [-1, 1]: the mean square of the coefficients nearest to each knot."""
+    total, count = torch.zeros(3, knots, dtype=torch.float64), torch.zeros(knots, dtype=torch.float64)
+    for image in images:
+        squares = to_spectrum(image[None])[0].double().square().flatten(1)
+        height, width = image.shape[-2:]
+        place = knot_place(radius(height, width, image), knots).flatten()
+        below = place.long().clamp(max=knots - 2)
+        share = (place - below).double()
+        for index, weight in ((below, 1 - share), (below + 1, share)):
+            total.index_add_(1, index, squares * weight)
+            count.index_add_(0, index, weight)
+    known = count > 1e-9
+    log_power = torch.empty(3, knots, dtype=torch.float64)
+    log_power[:, known] = (total[:, known] / count[known] + 1e-10).log()
+    # Knots between the frequencies of the pictures take the value of the next lower one that was seen.
+    last = torch.cummax(torch.where(known, torch.arange(knots), -1), 0).values
+    return log_power[:, last].float()
