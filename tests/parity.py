@@ -9,6 +9,7 @@ all files agree, 1 if one does not, 2 if a file is of a kind that is not impleme
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fill import filled
 
 from codling.bitstream.bits import pack_bits, unpack_bits
 from codling.bitstream.indices import index_bits
+from codling.diffusion import published
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import guided
 from codling.diffusion.samplers import sampler
@@ -72,11 +74,52 @@ def cod(golden: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[Compa
         yield name, sampler(SAMPLERS[published])(velocity, noise, grid).numpy(), arrays[name]
 
 
+def diffc(golden: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[Comparison]:
+    """Noise estimates, prior and posterior of each step, the walk with the published draws, the probability flow."""
+    config = config_from_published(golden["config"], latent=False, sampling={})
+    # The file does not list its parameters: the network is that of `cod_pixel`.
+    parameters = json.loads((Path(__file__).parent / "golden" / "cod_pixel.json").read_text())["parameters"]
+    state_dict = {name: torch.from_numpy(filled(name, tuple(shape))) for name, shape in parameters.items()}
+    model = model_from_published(config, state_dict)
+    # The image is given in [0, 1], and so it was to the condition codec; the state is that of [-1, 1].
+    given, state = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["noise"])
+    condition = model.condition_codec.decode(model.condition_codec.encode(given))
+    image = 2 * given - 1
+    null = model.null_condition(height=image.shape[-2], width=image.shape[-1])
+
+    def conditional(x: Tensor, t: Tensor) -> Tensor:
+        return model.velocity(x, t, condition)
+
+    def unconditional(x: Tensor, t: Tensor) -> Tensor:
+        return model.velocity(x, t, null)
+
+    steps = [published.FIRST, *golden["timesteps"]]
+    bits = []
+    for number, (timestep, following) in enumerate(pairwise(steps)):
+        q = published.step_posterior(timestep, following)
+        noise = published.noise_estimate(conditional, state, timestep)
+        prior_mean = q.gain * published.data_estimate(state, noise, timestep) + q.carry * state
+        mean, deviation = q.gain * image + q.carry * state, q.variance**0.5
+        yield f"step{number}_eps", noise.numpy(), arrays[f"step{number}_eps"]
+        yield f"step{number}_p_mean", prior_mean.numpy(), arrays[f"step{number}_p_mean"]
+        yield f"step{number}_p_std", np.array(deviation, np.float32), arrays[f"step{number}_p_std"]
+        yield f"step{number}_q_mean", mean.numpy(), arrays[f"step{number}_q_mean"]
+        bits.append(float(((mean - prior_mean) / deviation).square().sum()) / 2 / np.log(2))
+        z = torch.from_numpy(arrays[f"step{number}_z"])
+        yield f"step{number}_z", z.numpy(), arrays[f"step{number}_z"]
+        state = mean + deviation * z
+    yield "kl_bits", np.array(bits), np.array(golden["kl_bits"])
+    yield "x_last", state.numpy(), arrays["x_last"]
+    velocity = guided(conditional, unconditional, strength=golden["denoising_guidance"])
+    times = [steps[-1], *(k for k in golden["denoising_timesteps"] if k < steps[-1])]
+    yield "denoised", published.probability_flow(velocity, state, times).numpy(), arrays["denoised"]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Iterator[Comparison]] | None] = {
     "cod_pixel": cod,
     "cod_latent": cod,
     "one_step": None,
-    "diffc": None,
+    "diffc": diffc,
     "oscar": None,
 }
 

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_previews_get_better(linear: DiffCCodec) -> None:
     errors = [np.square(np.asarray(image, float) - picture).mean() for _, image in codling.preview(data, model=linear)]
     assert len(errors) == 1 + len(linear.config.levels(200))
     assert errors[-1] < errors[0] / 10
-    assert sum(b > a for a, b in zip(errors, errors[1:], strict=False)) <= 2
+    assert all(b < a for a, b in pairwise(errors[::4]))
 
 
 def test_a_fresh_process_decodes_the_same(denoiser: DiffCCodec, tmp_path: Path) -> None:
@@ -255,8 +256,8 @@ def test_gaussian_pictures_cost_what_theory_says(linear: DiffCCodec) -> None:
             water = (low * high) ** 0.5
             low, high = (water, high) if np.minimum(power, water).mean() < distortion else (low, water)
         best = np.maximum(np.log2(power / water) / 2, 0).sum()
-        # A trellis of 1,024 states delivers .88 of its bits; settings, and scales and checksums of the steps come on top.
-        side = 11 + 5 * len(codec.config.levels(level))
+        # A trellis of 1,024 states delivers .88 of its bits; settings, scales and checksums come on top.
+        side = 11 + 9 * len(codec.config.levels(level))
         assert best < 8 * len(payload) < 1.15 * best / 0.88 + side
 
 

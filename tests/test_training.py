@@ -14,12 +14,16 @@ import codling
 from codling.bitstream.indices import decode_indices, encode_indices
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError
+from codling.models.denoiser import DenoiserConfig
+from codling.models.wiener import WienerConfig
 from codling.training.averages import CodebookAverage, WeightAverage
+from codling.training.cod_run import CoDRun
 from codling.training.data import augmented_crop, batch_indices, load_pictures, training_batch
+from codling.training.denoiser_run import DenoiserRun
 from codling.training.export import export_run
 from codling.training.index_tables import fit_index_model
-from codling.training.loop import CHECKPOINT, LOG, Run, train
-from codling.training.recipes import RECIPES, TrainingConfig
+from codling.training.loop import CHECKPOINT, LOG, train
+from codling.training.recipes import RECIPES, DenoiserTraining, TrainingConfig
 from codling.training.terms import TERMS, Draws, cod_step, total
 from tests.conftest import noise_picture, tiny_config
 
@@ -58,7 +62,7 @@ def tiny_run(pictures: Path, **changes: object) -> TrainingConfig:
     return TrainingConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: CoDRun) -> dict[str, torch.Tensor]:
     return {**run.model.state_dict(), **{f"average.{k}": v for k, v in run.average.values.items()}}
 
 
@@ -66,7 +70,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, codebook: str) -> None:
     config = tiny_run(pictures, codebook=codebook, quantise_from=2, denoise_from=3)
     whole = train(config, tmp_path / "whole", device=CPU, report=lambda _: None)
-    part = Run(config, CPU)
+    part = CoDRun(config, CPU)
     data = load_pictures(pictures, crop=64).pictures
     for step in range(4):
         part.train_step(training_batch(data, step, batch=4, crop=64, seed=0))
@@ -92,16 +96,16 @@ def test_a_run_stops_in_time_and_keeps_its_work(pictures: Path, tmp_path: Path) 
 
 
 def test_another_model_cannot_continue_a_run(pictures: Path, tmp_path: Path) -> None:
-    Run(tiny_run(pictures), CPU).save(tmp_path / CHECKPOINT)
+    CoDRun(tiny_run(pictures), CPU).save(tmp_path / CHECKPOINT)
     other = tiny_run(pictures, model=tiny_config(sigma_data=0.4))
     with pytest.raises(ConfigError, match="another output directory"):
-        Run(other, CPU).restore(tmp_path / CHECKPOINT)
+        CoDRun(other, CPU).restore(tmp_path / CHECKPOINT)
 
 
 def test_training_learns(pictures: Path) -> None:
     """The weighted loss on the first batch falls by a third within sixty steps."""
     config = tiny_run(pictures, steps=1000, learning_rate=4e-3)
-    run = Run(config, CPU)
+    run = CoDRun(config, CPU)
     image = training_batch(load_pictures(pictures, crop=64).pictures, 0, batch=4, crop=64, seed=0)
     losses = [sum(run.train_step(image)[name] for name in ("flow", "reconstruction")) for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.67 * np.mean(losses[:5])
@@ -109,7 +113,7 @@ def test_training_learns(pictures: Path) -> None:
 
 @pytest.mark.parametrize("codebook", ["average", "gradient"])
 def test_a_frozen_encoder_keeps_its_indices_while_the_rest_learns(pictures: Path, codebook: str) -> None:
-    run = Run(tiny_run(pictures, freeze_encoder_from=2, codebook=codebook), CPU)
+    run = CoDRun(tiny_run(pictures, freeze_encoder_from=2, codebook=codebook), CPU)
     batches = [training_batch(load_pictures(pictures, crop=64).pictures, s, batch=4, crop=64, seed=0) for s in range(5)]
 
     def step(number: int) -> tuple[torch.Tensor, ...]:
@@ -125,13 +129,13 @@ def test_a_frozen_encoder_keeps_its_indices_while_the_rest_learns(pictures: Path
 
 
 def test_a_diverging_run_says_so(pictures: Path) -> None:
-    run = Run(tiny_run(pictures), CPU)
+    run = CoDRun(tiny_run(pictures), CPU)
     with pytest.raises(ConfigError, match="diverged at step 0"):
         run.train_step(torch.full((4, 3, 64, 64), math.nan))
 
 
 def test_terms_are_unweighted_and_weighted_once(pictures: Path) -> None:
-    run = Run(tiny_run(pictures), CPU)
+    run = CoDRun(tiny_run(pictures), CPU)
     image = torch.rand(4, 3, 64, 64) * 2 - 1
     draws = Draws.make(image.shape, null_condition=0.5, one_step_share=0.5, seed=0, step=0, device=CPU)
     terms = cod_step(run.model, run.head, image, image, draws, quantise=True, denoise=True, encode=True).terms
@@ -150,7 +154,7 @@ def test_terms_are_unweighted_and_weighted_once(pictures: Path) -> None:
 )
 def test_unknown_and_missing_weights_are_errors(pictures: Path, chosen: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Run(tiny_run(pictures, weights=chosen), CPU)
+        CoDRun(tiny_run(pictures, weights=chosen), CPU)
 
 
 def test_draws_have_the_shares_asked_for_and_depend_on_the_step_alone() -> None:
@@ -254,10 +258,53 @@ def test_an_exported_run_codes_pictures(pictures: Path, tmp_path: Path, precisio
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_survive_a_round_trip_and_take_overrides(name: str) -> None:
     recipe = RECIPES[name]
-    assert from_dict(TrainingConfig, to_dict(recipe)) == recipe
-    changed = override(recipe, ["steps=7", "model.transformer.blocks=2"])
-    assert (changed.steps, changed.model.transformer.blocks) == (7, 2)
+    assert from_dict(type(recipe), to_dict(recipe)) == recipe
+    changed = override(recipe, ["steps=7", "model.tile=2048"])
+    assert (changed.steps, changed.model.tile) == (7, 2048)
     with pytest.raises(ConfigError, match="multiple"):
         override(recipe, ["crop=100"])
     with pytest.raises(ConfigError, match="did you mean"):
         override(recipe, ["step=7"])
+
+
+def tiny_denoiser(pictures: Path, **changes: object) -> DenoiserTraining:
+    model = DenoiserConfig(
+        widths=(4, 8), blocks=(1, 1), embedding=8, filter=WienerConfig(knots=16), tile=64, overlap=16
+    )
+    settings = {"model": model, "data": str(pictures), "crop": 32, "batch": 2, "steps": 6, "warmup": 2, "log_every": 2}
+    return DenoiserTraining(**{**settings, "checkpoint_every": 3, **changes})  # type: ignore[arg-type]
+
+
+def test_a_denoiser_trains_resumes_and_becomes_a_codec(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_denoiser(pictures, validation=str(pictures))
+    lines: list[str] = []
+    whole = train(config, tmp_path / "whole", device=CPU, report=lines.append)
+    assert any("gain over the filter" in line for line in lines)
+    train(config, tmp_path / "parts", device=CPU, max_minutes=0, report=lines.append)
+    resumed = train(config, tmp_path / "parts", device=CPU, report=lines.append)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    export_run(whole, tmp_path / "model", precision="int8", error_pictures=2)
+    codec = codling.load(tmp_path / "model")
+    data = codling.encode(noise_picture(40, 70), model=codec, max_bytes=60)
+    assert len(data) == 60
+    assert codling.decode(data, model=codec).size == (70, 40)
+
+
+def test_every_part_of_a_denoiser_learns_but_its_filter(pictures: Path, tmp_path: Path) -> None:
+    """Layers start at zero, one behind the other; after a few steps a gradient has reached them all."""
+    config = tiny_denoiser(pictures, steps=12)
+    before = DenoiserRun(config, CPU).model.state_dict()
+    run = train(config, tmp_path, device=CPU, report=lambda _: None)
+    still = {name for name, value in run.model.named_parameters() if torch.equal(value, before[name])}
+    assert not still
+    filtered = run.model.filter.log_power
+    train(tiny_denoiser(pictures, steps=14), tmp_path, device=CPU, report=lambda _: None)
+    assert torch.equal(run.model.filter.log_power, filtered)
+    assert filtered.std() > 1
+
+
+def test_runs_of_another_kind_are_not_continued(pictures: Path, tmp_path: Path) -> None:
+    train(tiny_denoiser(pictures, steps=1), tmp_path, device=CPU, report=lambda _: None)
+    with pytest.raises(ConfigError, match="use another output directory"):
+        train(tiny_run(pictures), tmp_path, device=CPU, report=lambda _: None)

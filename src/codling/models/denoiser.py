@@ -131,10 +131,3 @@ class Denoiser(nn.Module):
             if level:
                 h = self.up[level - 1](h) + skips.pop()
         return F.pixel_shuffle(self.last(h), 4)
-
-
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Noise fractions (count,) to train on: three in four where few bytes lead, the rest down to almost none."""
-    u = torch.rand(count, generator=generator)
-    low = torch.rand(count, generator=generator) < 0.25
-    return torch.where(low, 0.02 + 0.38 * u, 0.4 + 0.595 * u)

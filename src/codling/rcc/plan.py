@@ -27,6 +27,9 @@ EDGE_UNITS = 8192
 BAND_WIDTH = 174
 # Which Philox streams shuffle: the counter's chunk word, beside those of groups.
 SHUFFLE = 0xFFFFFFFE
+# Bits that a message has beyond its rate, for its first groups: the register starts at zero, so that they choose among
+# few candidates only.
+START_BITS = 4
 # Most bits a group sends.
 MAX_BITS = 8
 
@@ -133,7 +136,7 @@ def plan_step(ratios: np.ndarray, layout: Layout, *, threshold: int, bits: int) 
     if not chosen.any():
         return []
     depth = (ratios[chosen].max() - ratios) // BAND_WIDTH
-    plan, carry = [], 0
+    plan, carry = [], START_BITS * RATE_Q
     for number in np.unique(depth[chosen]):
         own = chosen & (depth == number)
         members = np.concatenate([layout.members(component, band) for component, band in np.argwhere(own)])

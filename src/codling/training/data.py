@@ -16,6 +16,7 @@ from codling.errors import ConfigError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 MAX_BROKEN = 0.01
+# How much crops are enlarged, unless a recipe says otherwise.
 SCALES = (0.7, 1.3)
 
 
@@ -44,14 +45,16 @@ def entries(directory: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
-def load_pictures(directory: Path, *, crop: int, limit: int | None = None) -> PictureSet:
+def load_pictures(
+    directory: Path, *, crop: int, scales: tuple[float, float] = SCALES, limit: int | None = None
+) -> PictureSet:
     """Decode the pictures of `directory`, shrunk so that no crop needs more than their size.
 
     Raises ConfigError if there is none, or if more than 1% of at least 100 cannot be read.
     """
     if not directory.is_dir():
         raise ConfigError(f"training data: {directory} is not a directory; set data=DIR with pictures or tar shards")
-    longest = int(crop / SCALES[0]) + 1
+    longest = int(crop / scales[0]) + 1
     pictures: list[np.ndarray] = []
     broken = 0
     for _, data in entries(directory):
@@ -65,7 +68,7 @@ def load_pictures(directory: Path, *, crop: int, limit: int | None = None) -> Pi
             factor = longest / min(picture.size)
             size = (round(picture.width * factor), round(picture.height * factor))
             picture = picture.resize(size, Image.Resampling.LANCZOS)
-        if min(picture.size) >= crop / SCALES[1]:
+        if min(picture.size) >= crop / scales[1]:
             pictures.append(np.asarray(picture))
         if limit is not None and len(pictures) >= limit:
             break
@@ -75,7 +78,7 @@ def load_pictures(directory: Path, *, crop: int, limit: int | None = None) -> Pi
             f"training data: {broken} of {total} entries in {directory} cannot be read; repair or remove them"
         )
     if not pictures:
-        raise ConfigError(f"training data: no picture of at least {int(crop / SCALES[1])} px in {directory}")
+        raise ConfigError(f"training data: no picture of at least {int(crop / scales[1])} px in {directory}")
     return PictureSet(pictures, broken)
 
 
@@ -86,10 +89,12 @@ def batch_indices(step: int, *, batch: int, count: int, seed: int) -> np.ndarray
     return np.array([orders[place // count][place % count] for place in places])
 
 
-def augmented_crop(picture: np.ndarray, crop: int, rng: np.random.Generator) -> Tensor:
+def augmented_crop(
+    picture: np.ndarray, crop: int, rng: np.random.Generator, *, scales: tuple[float, float] = SCALES
+) -> Tensor:
     """A random square of random scale, flip and slight colour change, `(3, crop, crop)` in [-1, 1]."""
     height, width = picture.shape[:2]
-    scale = rng.uniform(*SCALES) if rng.random() < 0.6 else 1.0
+    scale = rng.uniform(*scales) if rng.random() < 0.6 else 1.0
     side = int(min(height, width, round(crop / scale)))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     square = torch.from_numpy(picture[top : top + side, left : left + side].copy()).permute(2, 0, 1).float()
@@ -106,8 +111,10 @@ def augmented_crop(picture: np.ndarray, crop: int, rng: np.random.Generator) -> 
     return image
 
 
-def training_batch(pictures: list[np.ndarray], step: int, *, batch: int, crop: int, seed: int) -> Tensor:
+def training_batch(
+    pictures: list[np.ndarray], step: int, *, batch: int, crop: int, scales: tuple[float, float] = SCALES, seed: int
+) -> Tensor:
     """The batch of a step, `(batch, 3, crop, crop)` in [-1, 1]."""
     chosen = batch_indices(step, batch=batch, count=len(pictures), seed=seed)
     rng = np.random.default_rng([seed, 1 << 32, step])
-    return torch.stack([augmented_crop(pictures[i], crop, rng) for i in chosen])
+    return torch.stack([augmented_crop(pictures[i], crop, rng, scales=scales) for i in chosen])

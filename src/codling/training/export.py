@@ -1,34 +1,59 @@
 """From a training run to a model's directory."""
 
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from codling.codecs.backbones import DenoiserBackbone
+from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
+from codling.codecs.diffc_stream import DiffCConfig
+from codling.models.denoiser import Denoiser
 from codling.pictures import to_image_array
 from codling.training.data import load_pictures
 from codling.training.index_tables import fit_index_model
-from codling.training.loop import Run
+from codling.training.loop import spectrum_pictures
+from codling.training.run import Run
 from codling.weights.packing import Precision, pack, unpack
 from codling.weights.store import CODEBOOK, Manifest, Parts, save_model
 
-# Pictures that the index tables are fitted on: 4,000 give 1.5 million indices at stride 16.
-TABLE_PICTURES = 4000
+# Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
+INDEX_PICTURES, ERROR_PICTURES = 4000, 40
 
 
 def export_run(
-    run: Run, directory: Path, *, precision: Precision = "float16", pictures: int = TABLE_PICTURES
+    run: Run[Any],
+    directory: Path,
+    *,
+    precision: Precision = "float16",
+    pictures: int = INDEX_PICTURES,
+    error_pictures: int = ERROR_PICTURES,
 ) -> Manifest:
-    """Write the averaged model with index tables fitted on the training pictures."""
+    """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures."""
     model = run.averaged_model().cpu()
-    # Tables must describe the indices that the stored weights produce, not those of the weights before rounding.
+    # Tables must describe what the stored weights compute, not those before rounding.
     model.load_state_dict(unpack(pack(model.state_dict(), precision, exact=frozenset({CODEBOOK}))))
+    if isinstance(model, Denoiser):
+        return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
     codec = CoDCodec(model, name="export", model_id=0)
     data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=pictures).pictures
     maps = index_maps(codec, data)
     tables = fit_index_model(maps, run.config.model.condition.codebook_size)
     return save_model(directory, Parts(model, index_model=tables), precision=precision)
+
+
+def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
+    """A denoiser with its error table."""
+    data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=count).pictures
+    images = (
+        torch.from_numpy(to_image_array(picture))[None]
+        for picture in islice(spectrum_pictures(run.config, data), count)
+    )
+    table = calibrate(DenoiserBackbone(model), images, conditional=False)
+    return Parts(model, error_tables={False: table}, diffc=DiffCConfig())
 
 
 def index_maps(codec: CoDCodec, pictures: list[np.ndarray]) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from codling.errors import ConfigError
 from codling.models.cod import CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
+from codling.models.denoiser import DenoiserConfig
 from codling.models.dit import TransformerConfig
 
 
@@ -13,29 +14,23 @@ def published_weights() -> dict[str, float]:
     return {"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0625}
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """All of a training run.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training run has.
 
     data, validation: directories of tar shards or pictures. validation may be empty: then nothing is validated.
-    crop: side of the training squares in pixels. batch: squares a step. steps: length of the run.
+    crop: side of the training squares in pixels. scales: how much they are enlarged, least and most. batch: squares a
+    step. steps: length of the run.
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
         that a run can be lengthened or brought to its end without starting over.
     average: decay of the weight average. clip: largest gradient norm.
-    null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
-    codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
-    reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
-    quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
-        instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
-        it the condition codec trains alone, at a fraction of the cost. freeze_encoder_from: step from which the encoder
-        and the codebook stay as they are, so that indices are settled while the rest learns to read them; None: never.
     precision: "bfloat16" (autocast) or "float32".
     """
 
-    model: CoDConfig = field(default_factory=CoDConfig)
     data: str = ""
     validation: str = ""
     crop: int = 256
+    scales: tuple[float, float] = (0.7, 1.3)
     batch: int = 128
     steps: int = 400_000
     seed: int = 0
@@ -45,6 +40,31 @@ class TrainingConfig:
     decay_share: float = 0.2
     average: float = 0.9999
     clip: float = 1.0
+    precision: str = "bfloat16"
+    log_every: int = 50
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bfloat16", "float32"):
+            raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise ConfigError(f"training: scales must be two ascending numbers above 0, got {self.scales}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """Training of CoD.
+
+    null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
+    codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
+    reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
+    quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
+        instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
+        it the condition codec trains alone, at a fraction of the cost. freeze_encoder_from: step from which the encoder
+        and the codebook stay as they are, so that indices are settled while the rest learns to read them; None: never.
+    """
+
+    model: CoDConfig = field(default_factory=CoDConfig)
     null_condition: float = 0.1
     one_step_share: float = 0.0
     codebook: str = "gradient"
@@ -52,20 +72,30 @@ class TrainingConfig:
     quantise_from: int = 0
     denoise_from: int = 0
     freeze_encoder_from: int | None = None
-    precision: str = "bfloat16"
     weights: dict[str, float] = field(default_factory=published_weights)
-    log_every: int = 50
-    checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.codebook not in ("average", "gradient"):
             raise ConfigError(f'training: codebook must be "average" or "gradient", got {self.codebook!r}')
-        if self.precision not in ("bfloat16", "float32"):
-            raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
-        if self.crop % self.model.grid:
-            raise ConfigError(
-                f"training: crop {self.crop} must be a multiple of the model's grid of {self.model.grid} px"
-            )
+        check_crop(self.crop, self.model.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining(RunConfig):
+    """Training of the small denoiser of DiffC."""
+
+    model: DenoiserConfig = field(default_factory=DenoiserConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_crop(self.crop, self.model.grid)
+
+
+def check_crop(crop: int, grid: int) -> None:
+    """Raises ConfigError unless a crop is something the model can see."""
+    if crop % grid:
+        raise ConfigError(f"training: crop {crop} must be a multiple of the model's grid of {grid} px")
 
 
 COD_XS = CoDConfig(
@@ -83,8 +113,8 @@ COD_XS = CoDConfig(
     guidance=1.5,
 )  # fmt: skip
 
-# Both in one directory, one after the other: the condition codec alone, then all of the model.
-RECIPES = {
+# The two of cod-xs go into one directory, one after the other: the condition codec alone, then all of the model.
+RECIPES: dict[str, TrainingConfig | DenoiserTraining] = {
     "cod-xs-codec": TrainingConfig(
         model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
         null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
@@ -95,5 +125,9 @@ RECIPES = {
         one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
         denoise_from=5200, freeze_encoder_from=5200,
         weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    ),
+    "diffc-xs": DenoiserTraining(
+        crop=256, scales=(0.85, 1.7), batch=10, steps=5300, learning_rate=2e-3, decay_share=0.36, average=0.998,
+        weight_decay=0.01, warmup=150,
     ),
 }  # fmt: skip

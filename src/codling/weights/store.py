@@ -89,7 +89,9 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
         tables = (torch.from_numpy(parts.index_model.groups), torch.from_numpy(parts.index_model.weights))
         stored |= dict(zip(INDEX_TABLES, tables, strict=True))
     for conditional, table in parts.error_tables.items():
-        stored |= {f"{_table_name(conditional)}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(table, part))) for part in ERROR_PARTS}
+        for part in ERROR_PARTS:
+            numbers = torch.from_numpy(np.ascontiguousarray(getattr(table, part)))
+            stored[f"{_table_name(conditional)}.{part}"] = numbers
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / (WEIGHTS + ".tmp")
     save_file(stored, temporary)
