@@ -1,6 +1,7 @@
 """`codling bench`: the speed table, with the machine it was measured on."""
 
 import dataclasses
+import itertools
 import json as json_module
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from codling.cli import options
 from codling.cli.files import plan
 from codling.files import PICTURE_SUFFIXES
-from codling.weights.catalogue import DEFAULT_MODEL
+from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL
 
 
 def command(
@@ -19,13 +20,13 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure speed, memory and overhead on this machine."""
-    from codling.evaluation.bench import bench, machine
+    from codling.evaluation.bench import bench, bench_diffc, machine
 
     paths = [job.source for job in plan([photos], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
     rows = []
     if not json:
         print(machine())
-    for row in bench(model, paths):
+    for row in itertools.chain(bench(model, paths), bench_diffc(RATE_MODEL, paths[0])):
         rows.append(dataclasses.asdict(row))
         if not json:
             verdict = {True: "holds", False: "MISSED", None: ""}[row.holds]

@@ -117,3 +117,16 @@ def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # 
                 out[place + j] = table[(word >> _HALF) if j & 1 else (word & _LOW)]
             place += 8
             block += 1
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def score_block(target, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
+    """score[i] = z_i . target for every candidate i of a chunk; target: (8 n,) float32, padded with zeros."""
+    for candidate in numba.prange(len(score)):
+        dot = np.float32(0)
+        for block in range(len(target) // 8):
+            words = philox(numba.uint32(block), numba.uint32(candidate), chunk, step, k0, k1)
+            for q in range(4):
+                j = 8 * block + 2 * q
+                dot += table[words[q] & _LOW] * target[j] + table[words[q] >> _HALF] * target[j + 1]
+        score[candidate] = dot
