@@ -5,7 +5,7 @@
 The published scheme codes every dimension of every step and pretends that the prior knows the picture; its rate is the
 Kullback-Leibler divergence between posterior and prior. Here that divergence is counted in bits as if a channel coder
 could reach it, which no real one does, and nothing is counted for headers or side information. codling's figures are
-those of real files. For each budget: bytes and PSNR of the file, and the bytes the published scheme needs for that PSNR.
+those of real files. For each budget: bytes and PSNR of the file, the bytes the published scheme needs for that PSNR.
 """
 
 import sys

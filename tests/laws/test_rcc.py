@@ -7,7 +7,7 @@ import pytest
 
 from codling.bitstream.prng import gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
-from codling.rcc.channel import Channel, group_bits
+from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.kernels import philox, score_candidates
 from codling.rcc.plan import Band
 from codling.rcc.trellis import codewords, search
@@ -128,17 +128,16 @@ def test_the_channel_says_the_target_with_the_noise_it_should_have(bits: list[in
     target = np.zeros(2500, np.float32)
     for band, r in zip(plan, ratios, strict=True):
         target[band.members] = np.sqrt(r) * rng.normal(size=len(band.members))
-    channel = Channel(memory=9)
-    message = channel.send(target, plan, step=4)
+    message = send(target, plan, memory=9, step=4)
     assert len(message) == len(group_bits(plan)) == sum(band.groups for band in plan)
-    said = channel.receive(message, plan, size=2500, step=4)
+    said = receive(message, plan, size=2500, memory=9, step=4)
     for band in plan:
         assert np.square(said - target)[band.members].mean() == pytest.approx(1, rel=0.25)
     silent = np.ones(2500, bool)
     silent[np.concatenate([band.members for band in plan])] = False
     assert not said[silent].any()
     # A cut message keeps what it has: the first band here, and less energy of the second.
-    cut = channel.receive(message[: plan[0].groups + 10], plan, size=2500, step=4)
+    cut = receive(message[: plan[0].groups + 10], plan, size=2500, memory=9, step=4)
     assert np.array_equal(cut[plan[0].members], said[plan[0].members])
     assert 0 < np.square(cut[plan[1].members]).sum() < np.square(said[plan[1].members]).sum()
-    assert not channel.receive(message[:0], plan, size=2500, step=4).any()
+    assert not receive(message[:0], plan, size=2500, memory=9, step=4).any()

@@ -43,7 +43,9 @@ def normal_table() -> np.ndarray:
     return table
 
 
-def gaussians(count: int, *, seed: int, stream: int = START_NOISE, chunk: int = 0, candidate: int = 0) -> np.ndarray:
+def gaussians(
+    count: int, *, seed: int = 0, stream: int = START_NOISE, chunk: int = 0, candidate: int = 0
+) -> np.ndarray:
     """`count` standard normal float32 numbers.
 
     Philox counter (block, candidate, chunk, stream), key = low and high half of the 64-bit seed; of each of the four

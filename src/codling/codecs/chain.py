@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.prng import gaussians
+from codling.codecs.diffc_stream import DiffCConfig
 from codling.diffusion.guidance import VelocityFunction
 from codling.diffusion.posterior import Posterior, flow_scale, posterior
-from codling.rcc.channel import Channel
 from codling.rcc.plan import LEVELS, ErrorTable, Layout, log_gains, scaled
 from codling.rcc.spectral import from_spectrum, to_spectrum
 
@@ -24,10 +24,9 @@ class Chain:
     velocity: VelocityFunction
     table: ErrorTable
     layout: Layout
-    channel: Channel
+    settings: DiffCConfig
     state: np.ndarray
     known: np.ndarray
-    grain: float
     level: int = START
     step: int = 0
     _estimate: np.ndarray | None = None
@@ -35,38 +34,40 @@ class Chain:
 
     @classmethod
     def begin(
-        cls, velocity: VelocityFunction, table: ErrorTable, channel: Channel, shape: tuple[int, int, int], grain: float
+        cls, velocity: VelocityFunction, table: ErrorTable, settings: DiffCConfig, shape: tuple[int, int, int]
     ) -> "Chain":
         """Pure noise of a state's shape (C, h, w)."""
-        noise = gaussians(shape[0] * shape[1] * shape[2], seed=channel.seed).reshape(shape)
+        noise = gaussians(shape[0] * shape[1] * shape[2]).reshape(shape)
         known = np.full(table.log_error.shape[1:], START)
-        return cls(velocity, table, Layout.make(table.edges, *shape[1:]), channel, noise, known, grain)
+        return cls(velocity, table, Layout.make(table.edges, *shape[1:]), settings, noise, known)
 
     @property
     def estimate(self) -> np.ndarray:
         """The denoiser's estimate of the picture's state, (C, h, w), spectral. One network evaluation a step."""
         if self._estimate is None:
             noise = self.level / LEVELS
-            x = self.flow_state(self.grain)
+            x = self.flow_state(grain=self.settings.grain, empty=self.settings.empty)
             with torch.inference_mode():
                 v = self.velocity(x, torch.tensor([1 - noise], device=x.device))
                 self._estimate = to_spectrum((x + noise * v)[0].float().cpu().numpy())
         return self._estimate
 
-    def flow_state(self, grain: float = 0.0) -> Tensor:
+    def flow_state(self, *, grain: float, empty: bool) -> Tensor:
         """The state on the flow, (1, C, h, w), at time 1 - level / 1024.
 
         Coefficients that were last coded at a higher noise level are brought to this one by their posterior mean under
-        the last estimate, plus `grain` times its deviation of shared noise: 1 makes the state a sample, as networks
-        were trained on and samplers want it; 0 the mean.
+        the last estimate, plus `grain` times its deviation of shared noise: 1 makes the state a sample, as samplers
+        want it; 0 the mean. With `empty`, those that were never coded are zero instead.
         """
         state = self.state
         if (self.known != self.level).any():
             q = self._posterior(self.level)
             state = q.gain * self._last + q.carry * state
             if grain:
-                z = gaussians(state.size, seed=self.channel.seed, stream=self.step, chunk=TAIL).reshape(state.shape)
+                z = gaussians(state.size, stream=self.step, chunk=TAIL).reshape(state.shape)
                 state = state + np.float32(grain) * np.sqrt(q.variance) * z
+        if empty:
+            state = state * self.layout.spread(self.known != START).reshape(state.shape)
         scaled = from_spectrum(state) * np.float32(flow_scale(self.level / LEVELS))
         return torch.from_numpy(scaled)[None]
 

@@ -33,7 +33,7 @@ from codling.codecs.diffc_stream import (
 from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError
-from codling.rcc.channel import Channel, group_bits
+from codling.rcc.channel import group_bits, receive
 from codling.rcc.plan import LEVELS, ErrorTable, plan_step, worth_coding
 from codling.rcc.spectral import from_spectrum
 
@@ -80,7 +80,7 @@ class DiffCCodec:
         yield chain, before
         try:
             final, settings = read_settings(reader, self.config)
-            chain.channel = Channel(settings.memory)
+            chain.settings = settings
             scale = 0
             for following in settings.levels(final):
                 scale += reader.take_signed()
@@ -89,7 +89,7 @@ class DiffCCodec:
                 plan = plan_step(ratios, chain.layout, threshold=threshold, bits=settings.bits)
                 bits = group_bits(plan)
                 groups = bits_to_message(reader.take_array(int(bits.sum())), bits)
-                said = chain.channel.receive(groups, plan, size=chain.state.size, step=chain.step)
+                said = receive(groups, plan, size=chain.state.size, memory=settings.memory, step=chain.step)
                 chain.advance(following, worth_coding(ratios, chain.layout, threshold), said)
                 yield chain, before + -(-reader.place // 8)
                 if chain.step % settings.check_every == 0 and following != final:
@@ -108,7 +108,7 @@ class DiffCCodec:
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
-        state = chain.flow_state(grain=1.0)
+        state = chain.flow_state(grain=1.0, empty=False)
         if steps == 1 and options.score_scale == 1.0:
             state = torch.from_numpy(from_spectrum(chain.estimate))[None]
         else:
@@ -128,7 +128,7 @@ class DiffCCodec:
             raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
         velocity = self.backbone.velocity(condition, height=tall, width=wide, guidance=1.0)
         shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
-        return Chain.begin(velocity, self.tables[bool(condition)], Channel(settings.memory), shape, settings.grain)
+        return Chain.begin(velocity, self.tables[bool(condition)], settings, shape)
 
     def _split(self, payload: bytes) -> tuple[bytes, bytes]:
         """Condition and messages."""

@@ -22,7 +22,7 @@ from codling.codecs.diffc_stream import (
     write_settings,
 )
 from codling.errors import RateError
-from codling.rcc.channel import group_bits
+from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.plan import Q, plan_step, worth_coding
 from codling.rcc.spectral import from_spectrum, to_spectrum
 
@@ -126,9 +126,9 @@ class Encoder:
         now.scale = scale
         ratios = chain.ratios(following, scale)
         plan = plan_step(ratios, chain.layout, threshold=self._threshold, bits=self.settings.bits)
-        message = chain.channel.send(chain.target(self.source, following), plan, step=chain.step)
+        message = send(chain.target(self.source, following), plan, memory=self.settings.memory, step=chain.step)
         now.writer.extend(message_to_bits(message, group_bits(plan)))
-        said = chain.channel.receive(message, plan, size=self.source.size, step=chain.step)
+        said = receive(message, plan, size=self.source.size, memory=self.settings.memory, step=chain.step)
         chain.advance(following, worth_coding(ratios, chain.layout, self._threshold), said)
         if not last:
             self._check()

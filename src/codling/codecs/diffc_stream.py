@@ -30,9 +30,9 @@ class DiffCConfig:
     log2 of the ratio g^2 E / sigma^2 worth coding, in sixteenths. memory: of the trellis, in bits; the search has
     2^memory states. bits: sent by a group, or more where a coefficient is worth more.
 
-    These are the model's and not in the stream: check_every: steps between checksums. grain: of the states that
-    estimates are made from, see `chain.Chain.flow_state`. level: where a stream ends if no rate is asked for. steps,
-    sampler: defaults of the decoder.
+    These are the model's and not in the stream: check_every: steps between checksums. grain, empty: how the states
+    are made that estimates are made from, see `chain.Chain.flow_state`. level: where a stream ends if no rate is asked
+    for. steps, sampler: defaults of the decoder.
     """
 
     times: tuple[int, ...] = (
@@ -61,6 +61,7 @@ class DiffCConfig:
     bits: int = 1
     check_every: int = 4
     grain: float = 1.0
+    empty: bool = False
     level: int = 623
     steps: int = 1
     sampler: str = "adams2"

@@ -48,8 +48,8 @@ class StableDiffusionBackbone:
             encoder = CLIPTextModel.from_pretrained(directory, subfolder="text_encoder")
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"{directory} is not a whole Stable Diffusion pipeline: {error}. Wanted, in diffusers layout, the folders "
-                "unet, vae, scheduler, tokenizer and text_encoder"
+                f"{directory} is not a whole Stable Diffusion pipeline: {error}. Wanted, in diffusers layout, the "
+                "folders unet, vae, scheduler, tokenizer and text_encoder"
             ) from error
         tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
         with torch.inference_mode():

@@ -46,6 +46,13 @@ class WienerFilter(nn.Module):
         gain = (1 - s) * power / ((1 - s).square() * power + s.square())
         return from_spectrum(to_spectrum(x) * gain)
 
+    def hide(self, x: Tensor, noise: Tensor, least: Tensor) -> Tensor:
+        """States without the frequencies whose expected ratio of power to noise is below `least` (B,)."""
+        s = noise.view(-1, 1, 1, 1)
+        height, width = x.shape[-2:]
+        ratio = self.power(height, width) * ((1 - s) / s).square()
+        return from_spectrum(to_spectrum(x) * (ratio >= least.view(-1, 1, 1, 1)))
+
     def power(self, height: int, width: int) -> Tensor:
         """Expected square of every coefficient, (3, H, W)."""
         place = knot_place(radius(height, width, self.log_power), self.config.knots)

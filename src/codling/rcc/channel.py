@@ -7,8 +7,6 @@ distributed like N(0, sigma^2 (1 + r)) to someone who does not know x, and the c
 Here everything is in units of sigma.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from codling.rcc.plan import Band, Q, shuffle
@@ -16,45 +14,38 @@ from codling.rcc.spectral import dct, idct
 from codling.rcc.trellis import codewords, search
 
 
-@dataclass(frozen=True)
-class Channel:
-    """How a stream is coded: the memory of its trellis and the seed of everything drawn."""
+def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int) -> np.ndarray:
+    """The message (groups,) for a target: g (x - x_hat) / sigma, flat over (C, H, W). memory: of the trellis."""
+    if not plan:
+        return np.zeros(0, np.uint8)
+    mixed = []
+    for number, band in enumerate(plan):
+        order, signs = shuffle(len(band.members), step=step, band=number)
+        mixed.append(dct(target[band.members][order] * signs) / np.float32(_spread(band)))
+    share = np.concatenate([np.full(band.groups, _spread(band) ** -2) for band in plan])
+    return search(np.concatenate(mixed), _starts(plan), share, group_bits(plan), memory=memory, step=step)
 
-    memory: int
-    seed: int = 0
 
-    def send(self, target: np.ndarray, plan: list[Band], *, step: int) -> np.ndarray:
-        """The message (groups,) for a target: g (x - x_hat) / sigma, flat over (C, H, W)."""
-        if not plan:
-            return np.zeros(0, np.uint8)
-        mixed = []
-        for number, band in enumerate(plan):
-            order, signs = shuffle(len(band.members), seed=self.seed, step=step, band=number)
-            mixed.append(dct(target[band.members][order] * signs) / np.float32(_spread(band)))
-        share = np.concatenate([np.full(band.groups, _spread(band) ** -2) for band in plan])
-        bits = group_bits(plan)
-        return search(np.concatenate(mixed), _starts(plan), share, bits, memory=self.memory, seed=self.seed, step=step)
-
-    def receive(self, message: np.ndarray, plan: list[Band], *, size: int, step: int) -> np.ndarray:
-        """What a message says of the target, (size,) float32: zero outside the plan, and where the message is cut."""
-        out = np.zeros(size, np.float32)
-        if not len(message):
-            return out
-        words = codewords(message, _starts(plan), group_bits(plan), memory=self.memory, seed=self.seed, step=step)
-        place = 0
-        for number, band in enumerate(plan):
-            count = len(band.members)
-            known = np.zeros(count, np.float32)
-            part = words[place : place + count]
-            known[: len(part)] = part * np.float32(_spread(band))
-            order, signs = shuffle(count, seed=self.seed, step=step, band=number)
-            back = np.empty(count, np.float32)
-            back[order] = idct(known) * signs
-            out[band.members] = back
-            place += count
-            if place >= len(words):
-                break
+def receive(message: np.ndarray, plan: list[Band], *, size: int, memory: int, step: int) -> np.ndarray:
+    """What a message says of the target, (size,) float32: zero outside the plan, and where the message is cut."""
+    out = np.zeros(size, np.float32)
+    if not len(message):
         return out
+    words = codewords(message, _starts(plan), group_bits(plan), memory=memory, step=step)
+    place = 0
+    for number, band in enumerate(plan):
+        count = len(band.members)
+        known = np.zeros(count, np.float32)
+        part = words[place : place + count]
+        known[: len(part)] = part * np.float32(_spread(band))
+        order, signs = shuffle(count, step=step, band=number)
+        back = np.empty(count, np.float32)
+        back[order] = idct(known) * signs
+        out[band.members] = back
+        place += count
+        if place >= len(words):
+            break
+    return out
 
 
 def group_bits(plan: list[Band]) -> np.ndarray:

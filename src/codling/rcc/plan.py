@@ -216,7 +216,7 @@ def coefficient_rate(log_ratio: int) -> int:
         return int((1 + ratio).ln() / Decimal(2).ln() * (RATE_Q // 2))
 
 
-def shuffle(count: int, *, seed: int, step: int, band: int) -> tuple[np.ndarray, np.ndarray]:
+def shuffle(count: int, *, step: int, band: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A permutation (count,) and signs (count,) float32 from the shared generator: integers sorted, ties by place."""
     counter = np.empty((count, 4), np.uint32)
     counter[:, 0], counter[:, 1:] = np.arange(count, dtype=np.uint32), (band, SHUFFLE, step)

@@ -23,8 +23,8 @@ MAX_MEMORY = 16
 
 
 def search(
-    target: np.ndarray, starts: np.ndarray, noise_share: np.ndarray, bits: np.ndarray, *, memory: int, seed: int,
-    step: int,
+    target: np.ndarray, starts: np.ndarray, noise_share: np.ndarray, bits: np.ndarray, *, memory: int, step: int,
+    seed: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """The best message for a target: (groups,) uint8, each below 2^bits of its group.
 
@@ -43,7 +43,7 @@ def search(
 
 
 def codewords(
-    message: np.ndarray, starts: np.ndarray, bits: np.ndarray, *, memory: int, seed: int, step: int
+    message: np.ndarray, starts: np.ndarray, bits: np.ndarray, *, memory: int, step: int, seed: int = 0
 ) -> np.ndarray:
     """What a message says: (n,) float32, standard normal over the choice of the seed. No search.
 

@@ -11,6 +11,8 @@ from codling.models.wiener import fit_spectrum
 from codling.training.recipes import DenoiserTraining
 from codling.training.run import Run
 
+# Ratio of power to noise from which a frequency counts as coded in validation.
+VALIDATION_RATIO = 0.7
 VALIDATION_NOISE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
 
 
@@ -36,7 +38,9 @@ class DenoiserRun(Run[DenoiserTraining]):
         noise = noise_levels(len(image), generator).to(self.device)
         s = noise.view(-1, 1, 1, 1)
         x = (1 - s) * image + s * torch.randn(image.shape, generator=generator).to(self.device)
+        least = least_ratios(len(image), self.config.hidden_share, generator).to(self.device)
         with torch.no_grad():
+            x = self.model.filter.hide(x, noise, least)
             estimate = self.model.filter(x, noise).contiguous(memory_format=torch.channels_last)
             scale = self.model.scale(noise)
         with self.autocast():
@@ -54,8 +58,11 @@ class DenoiserRun(Run[DenoiserTraining]):
         return (config.model.widths, config.model.blocks, config.model.embedding, config.model.filter)
 
     @torch.no_grad()
-    def gains(self, pictures: list[np.ndarray]) -> list[float]:
-        """PSNR above the filter's in dB on centre crops, mean of the pictures, at each of `VALIDATION_NOISE`."""
+    def gains(self, pictures: list[np.ndarray], *, least: float = 0.0) -> list[float]:
+        """PSNR above the filter's in dB on centre crops, mean of the pictures, at each of `VALIDATION_NOISE`.
+
+        least: frequencies below this ratio of power to noise are hidden from both.
+        """
         model, crop, out = self.averaged_model(), self.config.crop, []
         for level in VALIDATION_NOISE:
             gains = []
@@ -64,7 +71,8 @@ class DenoiserRun(Run[DenoiserTraining]):
                 square = picture[top : top + crop, left : left + crop] / np.float32(127.5) - 1
                 image = torch.from_numpy(square).permute(2, 0, 1)[None].to(self.device)
                 n = torch.randn(image.shape, generator=torch.Generator().manual_seed(number)).to(self.device)
-                x, noise = (1 - level) * image + level * n, torch.tensor([level], device=self.device)
+                noise = torch.tensor([level], device=self.device)
+                x = model.filter.hide((1 - level) * image + level * n, noise, torch.full_like(noise, least))
                 with self.autocast():
                     learned = model(x, noise)
                 errors = [(estimate - image).square().mean() for estimate in (model.filter(x, noise), learned)]
@@ -73,8 +81,11 @@ class DenoiserRun(Run[DenoiserTraining]):
         return out
 
     def validate(self, pictures: list[np.ndarray]) -> str:
-        pairs = zip(VALIDATION_NOISE, self.gains(pictures), strict=True)
-        return "gain over the filter " + ", ".join(f"{gain:.2f} dB at noise {level:g}" for level, gain in pairs)
+        whole, hidden = self.gains(pictures), self.gains(pictures, least=VALIDATION_RATIO)
+        rows = zip(VALIDATION_NOISE, whole, hidden, strict=True)
+        return "gain over the filter in dB at noise " + ", ".join(
+            f"{level:g}: {a:.2f} ({b:.2f} where only what is coded is known)" for level, a, b in rows
+        )
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
@@ -82,3 +93,9 @@ def noise_levels(count: int, generator: torch.Generator) -> Tensor:
     u = torch.rand(count, generator=generator)
     low = torch.rand(count, generator=generator) < 0.25
     return torch.where(low, 0.02 + 0.38 * u, 0.4 + 0.595 * u)
+
+
+def least_ratios(count: int, hidden_share: float, generator: torch.Generator) -> Tensor:
+    """Ratios of power to noise (count,) below which frequencies are hidden: 0 for some, else 2^-2.5 to 2^1.5."""
+    ratios = 2 ** (4 * torch.rand(count, generator=generator) - 2.5)
+    return torch.where(torch.rand(count, generator=generator) < hidden_share, ratios, 0.0)

@@ -83,9 +83,14 @@ class TrainingConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserTraining(RunConfig):
-    """Training of the small denoiser of DiffC."""
+    """Training of the small denoiser of DiffC.
+
+    hidden_share: share of samples without the frequencies that are not worth coding at their noise level, as the
+    decoder has not got them either.
+    """
 
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
+    hidden_share: float = 0.65
 
     def __post_init__(self) -> None:
         super().__post_init__()
