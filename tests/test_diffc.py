@@ -383,3 +383,14 @@ def test_any_stable_diffusion_unet() -> None:
             assert decoded.isfinite().all()
     with pytest.raises(ModelError, match="must predict"):
         StableDiffusionBackbone(unet, autoencoder, schedule.alphas_cumprod, torch.zeros(1, 3, 8), predicts="sample")
+
+
+def test_a_stored_stream_still_decodes_to_its_picture() -> None:
+    """Pinned: if this fails, files that are out there are lost. A new embedded `linear` needs a new pair of files."""
+    golden = Path(__file__).parent / "golden"
+    from PIL import Image
+
+    wanted = np.asarray(Image.open(golden / "linear.png"), int)
+    found = np.asarray(codling.decode((golden / "linear.roe").read_bytes()), int)
+    assert np.abs(found - wanted).max() <= 1
+    assert np.abs(wanted - noise_picture(48, 64, seed=5)).mean() < 40

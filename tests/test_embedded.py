@@ -55,6 +55,26 @@ def test_faithful_and_realistic(photos: list[Path], codec: Codec) -> None:
     assert not np.array_equal(many, other)
 
 
+@pytest.mark.parametrize(("model", "least"), [("linear", 19.5), ("diffc-xs", 20.0)])
+def test_photographs_come_back_from_400_bytes(model: str, least: float, photos: list[Path]) -> None:
+    codec, scores = codling.load(model, device="cpu"), []
+    for photo in photos:
+        data = codling.encode(photo, model=codec, max_bytes=400)
+        assert len(data) == 400
+        original = np.asarray(Image.open(photo).convert("RGB"))
+        scores.append(psnr(original, np.asarray(codling.decode(data))))
+    assert np.mean(scores) > least
+
+
+def test_a_rate_asks_for_the_progressive_model(photos: list[Path]) -> None:
+    picture = Image.open(photos[0]).convert("RGB").crop((0, 0, 150, 133))
+    data = codling.encode(picture, max_bytes=200)
+    assert len(data) == 200
+    assert codling.info(data).model == "diffc-xs"
+    assert codling.info(data).progressive
+    assert codling.decode(data[:77]).size == (150, 133)
+
+
 def test_the_default_model_and_the_model_a_file_names(photos: list[Path]) -> None:
     picture = Image.open(photos[0]).convert("RGB").crop((0, 0, 50, 33))
     data = codling.encode(picture)

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
 from codling import api
 from codling.cli import options
 from codling.cli.files import plan
 from codling.files import PICTURE_SUFFIXES, write_whole
-from codling.weights.catalogue import DEFAULT_MODEL
+from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL
+
+# Bytes of the files on the sheet of budgets.
+BUDGETS = (250, 500, 1000)
 
 
 def command(
@@ -23,7 +27,7 @@ def command(
     device: options.Device = "auto",
 ) -> None:
     """Encode photographs, decode them again, and draw a comparison sheet."""
-    from codling.evaluation.demo import demonstrate
+    from codling.evaluation.demo import demonstrate, demonstrate_budgets
     from codling.evaluation.sheet import comparison_sheet
 
     jobs = plan([photos], output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
@@ -40,7 +44,15 @@ def command(
         seconds = f"{result.encode_seconds:.2f} s"
         print(f"{result.name:<12}{len(result.data):>7}{result.bpp:>9.4f}{seconds:>9}   {decoded}")
         rows.append(result.panels())
+    write_sheet(comparison_sheet(rows), output / "sheet.png")
+    progressive = api.load(RATE_MODEL, device=device)
+    photographs = [job.source for job in jobs]
+    budgets = list(demonstrate_budgets(photographs, progressive, budgets=BUDGETS))
+    write_sheet(comparison_sheet(budgets), output / "budgets.png")
+    print(f"files and pictures are in {output}/; look at sheet.png and, for {RATE_MODEL} by bytes, at budgets.png")
+
+
+def write_sheet(sheet: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
-    comparison_sheet(rows).save(buffer, "PNG")
-    write_whole(output / "sheet.png", buffer.getvalue(), force=True)
-    print(f"files, pictures and the comparison sheet are in {output}/; look at {output / 'sheet.png'}")
+    sheet.save(buffer, "PNG")
+    write_whole(path, buffer.getvalue(), force=True)

@@ -65,12 +65,16 @@ class Setting:
     def curve(self) -> str:
         """The codec without its setting, for example `avif/3`; points of one curve share it."""
         base = Path(self.name).name
+        # A model of any rate: what is not the rate makes another curve.
+        if any(key in ROE_RATES for key, _ in self.options):
+            return ":".join([base, *(f"{key}={value}" for key, value in self.options if key not in ROE_RATES)])
         return base if self.factor == 1 else f"{base}/{self.factor}"
 
     @property
     def label(self) -> str:
         """For example `avif/3:quality=20`; also a file name, with `_` for `/` and `:`."""
-        return ":".join([self.curve, *(f"{key}={value}" for key, value in self.options)])
+        base = Path(self.name).name if self.factor == 1 else f"{Path(self.name).name}/{self.factor}"
+        return ":".join([base, *(f"{key}={value}" for key, value in self.options)])
 
     @property
     def folder(self) -> str:

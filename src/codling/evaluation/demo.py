@@ -52,3 +52,17 @@ def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int, ...]) -> I
             seconds = time.perf_counter() - begin
             decoded[count] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
         yield Demonstration(path.stem, original, data, encode_seconds, decoded)
+
+
+def demonstrate_budgets(paths: list[Path], codec: Codec, *, budgets: tuple[int, ...]) -> Iterator[list[Panel]]:
+    """A row of a sheet for each photograph: the faithful picture from files of so many bytes."""
+    for path in paths:
+        with Image.open(path) as opened:
+            original = opened.convert("RGB")
+        row = [Panel(original, f"{path.stem}: original")]
+        for budget in budgets:
+            data = api.encode(path, model=codec, max_bytes=budget)
+            image = api.decode(data, model=codec, steps=1)
+            decibel = psnr(np.asarray(original), np.asarray(image))
+            row.append(Panel(image, f"{len(data)} bytes, {decibel:.2f} dB"))
+        yield row
