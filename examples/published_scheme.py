@@ -8,7 +8,8 @@ Kullback-Leibler divergence between posterior and prior. Here that divergence is
 could reach it, which no real one does, and nothing is counted for headers or side information. With --real, chunks of
 random dimensions are coded by Poisson functional representation and the Zipf law, and two bytes a step are counted for
 the divergence, which a decoder must know; that searches 65,536 candidates over all dimensions, so use small pictures.
-codling's figures are those of real files. For each budget: bytes and PSNR of the file, the bytes the published scheme needs for that PSNR.
+codling's figures are those of real files. For each budget: bytes and PSNR of the file, the bytes the published scheme
+needs for that PSNR.
 """
 
 import sys

@@ -3,8 +3,11 @@
 import json
 import shutil
 import subprocess
+import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -331,3 +334,58 @@ def test_the_commands(images: Path, tmp_path: Path) -> None:
     drawn = cli.invoke(app, ["report", str(tmp_path), "--images", str(images), "-o", str(output), "--bpp", "0.5"])
     assert drawn.exit_code == 0, drawn.output
     assert output.stat().st_size > 10_000
+
+
+class ZooModel:
+    """Stands in for a CompressAI model: four bits a sample, deflated."""
+
+    def __init__(self, quality: int, pretrained: bool):
+        if not 1 <= quality <= 8 or not pretrained:
+            raise ValueError(f"no weights of quality {quality}")
+        self.ready = False
+
+    def eval(self) -> None:
+        pass
+
+    def update(self, force: bool) -> None:
+        self.ready = force
+
+    def compress(self, x: torch.Tensor) -> dict[str, object]:
+        assert self.ready
+        assert x.shape[-1] % 64 == x.shape[-2] % 64 == 0
+        samples = (x * 15).round().to(torch.uint8).numpy()
+        return {"strings": [[zlib.compress(samples.tobytes())], [b"side"]], "shape": torch.Size(x.shape[-2:])}
+
+    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        assert strings[1] == [b"side"]
+        samples = np.frombuffer(zlib.decompress(strings[0][0]), np.uint8).reshape(1, 3, *shape)
+        return {"x_hat": torch.from_numpy(samples / np.float32(15))}
+
+
+def test_compressai_models_are_contenders_where_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install compressai"):
+        parse_spec("compressai-toy:quality=1")
+    zoo = ModuleType("compressai.zoo")
+    zoo.image_models = {"toy": ZooModel}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compressai", ModuleType("compressai"))
+    monkeypatch.setitem(sys.modules, "compressai.zoo", zoo)
+    (setting,) = parse_spec("compressai-toy:quality=3")
+    picture = photograph(70, 90)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    decoded = np.asarray(setting.decode(setting.encode(tmp_path / "a.png")), int)
+    assert decoded.shape == picture.shape
+    assert np.abs(decoded - picture).max() <= 9
+    with pytest.raises(ConfigError, match="compressai-toy at quality 9 cannot be had"):
+        parse_spec("compressai-toy:quality=9")[0].encode(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="unknown codec"):
+        parse_spec("compressai-toys")
+
+
+def test_models_of_any_rate_are_one_curve(tmp_path: Path) -> None:
+    settings = parse_spec("linear:bytes=60,90:steps=1,5")
+    assert [s.curve for s in settings] == ["linear:steps=1", "linear:steps=5"] * 2
+    assert len({s.folder for s in settings}) == 4
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "a.png")
+    data = settings[0].encode(tmp_path / "a.png")
+    assert len(data) == 60
+    assert settings[0].decode(data).size == (90, 70)

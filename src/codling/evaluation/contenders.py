@@ -6,6 +6,7 @@ A specification is `NAME[/FACTOR][:KEY=VALUE,VALUE...]...`; every combination of
     diffc-xs:bytes=250,500  a model of any rate at two budgets; bpp=, psnr= and level= work too
     cod-xs:codec=diffc:bpp=0.1,0.3
     avif:quality=0,20,40    AVIF at three qualities
+    compressai-mbt2018-mean:quality=1,2     a model of CompressAI's zoo, where that is installed
     avif/3:quality=0,20     the picture shrunk to a third, coded, and enlarged again: what one does today at low rates
 """
 
@@ -27,6 +28,7 @@ from PIL import Image, features
 from codling import api
 from codling.configuration import suggest
 from codling.errors import ConfigError, FormatError
+from codling.evaluation import learned
 from codling.weights.catalogue import entries
 
 if TYPE_CHECKING:
@@ -82,10 +84,20 @@ class Setting:
 
     @property
     def suffix(self) -> str:
+        if self.name.startswith(learned.PREFIX):
+            return ".bin"
         return CLASSICAL[self.name].suffix if self.name in CLASSICAL else ".roe"
+
+    @property
+    def _quality(self) -> int:
+        """Of a learned codec, 1 to 8."""
+        return int(dict(self.options).get("quality", 1))
 
     def encode(self, path: Path) -> bytes:
         """The picture at `path` as a file's bytes."""
+        if self.name.startswith(learned.PREFIX):
+            with Image.open(path) as opened:
+                return learned.encode(np.asarray(opened.convert("RGB")), self.name, self._quality)
         if self.name not in CLASSICAL:
             rate = {ROE_RATES[key]: ROE_KEYS[key](value) for key, value in self.options if key in ROE_RATES}
             return api.encode(path, model=self._model(), **rate)
@@ -97,6 +109,8 @@ class Setting:
 
     def decode(self, data: bytes) -> Image.Image:
         """The bytes alone, back to a picture."""
+        if self.name.startswith(learned.PREFIX):
+            return Image.fromarray(learned.decode(data, self.name, self._quality))
         if self.name not in CLASSICAL:
             return self._decode_roe(data)
         excess = (0, 0)
@@ -113,6 +127,8 @@ class Setting:
 
     def fingerprint(self) -> str:
         """What besides the setting decides the result: versions of libraries, or the model's id."""
+        if self.name.startswith(learned.PREFIX):
+            return f"compressai {distribution_version('compressai')}"
         if self.name not in CLASSICAL:
             return f"{self._model().model_id:06x}"
         library = {"avif": "avif", "webp": "webp", "jpeg": "libjpeg_turbo"}.get(self.name)
@@ -162,7 +178,9 @@ def parse_spec(spec: str) -> list[Setting]:
     if "/" in head and head.rpartition("/")[2].isdigit():
         name, _, text = head.rpartition("/")
         factor = int(text)
-    names = {*CLASSICAL, *(entry.name for entry in entries())}
+    if name.startswith(learned.PREFIX) and not learned.available():
+        raise ConfigError(f"codec {spec!r} needs the package compressai: pip install compressai")
+    names = {*CLASSICAL, *learned.available(), *(entry.name for entry in entries())}
     if name not in names and not Path(name).is_dir():
         raise ConfigError(
             f"codec {spec!r}: unknown codec {name!r}{suggest(name, names)}; wanted one of {', '.join(sorted(names))}, "
@@ -175,6 +193,8 @@ def parse_spec(spec: str) -> list[Setting]:
     if not 1 <= factor <= 128:
         raise ConfigError(f"codec {spec!r}: the factor of shrinking must be 1 to 128, got {factor}")
     keys = CLASSICAL_KEYS if name in CLASSICAL else ROE_KEYS
+    if name.startswith(learned.PREFIX):
+        keys = {"quality": int}
     choices = []
     for group in groups:
         key, equals, values = group.partition("=")
