@@ -166,3 +166,48 @@ def test_demo_writes_its_files(tmp_path: Path, tiny_directory: Path) -> None:
     size = (tmp_path / "out" / "p.roe").stat().st_size
     assert f"{size}" in done.stdout
     assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).std() > 10
+
+
+def test_any_rate_cut_and_preview(folder: Path) -> None:
+    source, coded = folder / "in" / "a.png", folder / "a.roe"
+    assert run("encode", source, "-o", coded, "-m", "linear", "--max-bytes", 150).returncode == 0
+    assert coded.stat().st_size == 150
+    for arguments in ((), ("--upto-bytes", 60), ("--steps", 4, "--score-scale", 1.2)):
+        done = run("decode", coded, "-o", folder / "a.png", "--force", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert Image.open(folder / "a.png").size == (47, 33)
+    done = run("preview", coded, "-o", folder / "a.webp")
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / "a.webp") as animation:
+        assert animation.n_frames > 2  # type: ignore[attr-defined]
+    assert run("preview", coded, "-o", folder / "sheet.png", "--columns", 2).returncode == 0
+    assert Image.open(folder / "sheet.png").width == 2 * 47
+    for arguments, said in (
+        (("preview", coded, "-o", folder / "a.pdf"), "unknown suffix"),
+        (("decode", coded, "-o", folder / "b.png", "--upto-bytes", 5), "header takes 10 bytes"),
+        (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--max-bytes", 8), "header of this picture's file"),
+        (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--codec", "cod"), "has no codec cod"),
+        (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--bpp", 1, "--psnr", 20), "one rate target"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert said in done.stderr, done.stderr
+    assert not (folder / "b.roe").exists()
+
+
+def test_a_calibrated_model_has_any_rate(folder: Path, tiny_directory: Path) -> None:
+    done = run("encode", folder / "in", "-o", folder / "out", "-m", tiny_directory, "--codec", "diffc")
+    assert done.returncode == 1
+    assert "codling calibrate" in done.stderr
+    model = folder / "any-rate"
+    arguments = ("calibrate", tiny_directory, "--images", folder / "in", "-o", model, "--set", "memory=8")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert run(*arguments).returncode == 1
+    for options in (("--max-bytes", 40), ("--max-bytes", 25), ("--steps-to", 700)):
+        done = run(
+            "encode", folder / "in" / "a.png", "-o", folder / "a.roe", "-m", model, "--codec", "diffc", "-f", *options
+        )
+        assert done.returncode == 0, done.stderr
+        assert run("decode", folder / "a.roe", "-o", folder / "a.png", "-m", model, "-f").returncode == 0
+    assert run("encode", folder / "in" / "a.png", "-o", folder / "b.roe", "-m", model).returncode == 0
