@@ -132,7 +132,7 @@ RECIPES: dict[str, TrainingConfig | DenoiserTraining] = {
         weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
     ),
     "diffc-xs": DenoiserTraining(
-        crop=256, scales=(0.85, 1.7), batch=10, steps=5300, learning_rate=2e-3, decay_share=0.36, average=0.998,
+        crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
     ),
 }  # fmt: skip
