@@ -162,7 +162,13 @@ def test_demo_writes_its_files(tmp_path: Path, tiny_directory: Path) -> None:
         3,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p-1.png", "p-3.png", "p.roe", "sheet.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "budgets.png",
+        "p-1.png",
+        "p-3.png",
+        "p.roe",
+        "sheet.png",
+    ]
     size = (tmp_path / "out" / "p.roe").stat().st_size
     assert f"{size}" in done.stdout
     assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).std() > 10
