@@ -220,9 +220,7 @@ def _means(done: list[dict[str, Any]]) -> Iterator[str]:
 
 def _one_thread(jobs: int) -> None:
     """Workers side by side take a thread each; a single worker may use the whole machine."""
-    import numba
     import torch
 
     if jobs > 1:
         torch.set_num_threads(1)
-        numba.set_num_threads(1)

@@ -68,10 +68,10 @@ def extend_paths(value, new, score, memory, bits, back):  # type: ignore[no-unty
         new[state] -= top
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True)
 def score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, scores):  # type: ignore[no-untyped-def]
-    """scores[n, :counts[first + n]] = those of group first + n, groups in parallel."""
-    for n in numba.prange(len(scores)):
+    """scores[n, :counts[first + n]] = those of group first + n."""
+    for n in range(len(scores)):
         i = first + n
         own, real, score = target[starts[i] : starts[i + 1]], valid[starts[i] : starts[i + 1]], scores[n, : counts[i]]
         score_candidates(own, real, gain[i], penalty[i], numba.uint32(i), step, k0, k1, table, score)
@@ -119,10 +119,10 @@ def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # 
             block += 1
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True)
 def score_block(target, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[i] = z_i . target for every candidate i of a chunk; target: (8 n,) float32, padded with zeros."""
-    for candidate in numba.prange(len(score)):
+    for candidate in range(len(score)):
         dot = np.float32(0)
         for block in range(len(target) // 8):
             words = philox(numba.uint32(block), numba.uint32(candidate), chunk, step, k0, k1)
