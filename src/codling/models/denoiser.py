@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codling.models.wiener import WienerConfig, WienerFilter
+from codling.nn.convnext import ConvNeXtBlock
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,6 @@ class NoiseEmbedding(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """ConvNeXt block (Liu et al. 2022) whose norm is scaled and shifted by the noise level."""
-
-    def __init__(self, width: int, embedding: int):
-        super().__init__()
-        self.spatial = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.modulation = nn.Linear(embedding, 2 * width)
-        self.wide = nn.Linear(width, 2 * width)
-        self.narrow = nn.Linear(2 * width, width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, None, None].chunk(2, -1)
-        h = self.spatial(x).permute(0, 2, 3, 1)
-        h = F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
-        return x + self.narrow(F.gelu(self.wide(h))).permute(0, 3, 1, 2)
-
-
 class Denoiser(nn.Module):
     """Estimate of the picture from a state and its noise level: the filter's estimate plus a learned correction."""
 
@@ -95,7 +75,7 @@ class Denoiser(nn.Module):
 
     def _blocks(self, level: int) -> nn.ModuleList:
         config = self.config
-        return nn.ModuleList(Block(config.widths[level], config.embedding) for _ in range(config.blocks[level]))
+        return nn.ModuleList(ConvNeXtBlock(config.widths[level], config.embedding) for _ in range(config.blocks[level]))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """Estimate of x_1 from states x = (1 - noise) x_1 + noise n, (B, 3, H, W) with sides in multiples of `grid`.

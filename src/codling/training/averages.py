@@ -17,6 +17,10 @@ class WeightAverage:
         for name, value in model.named_parameters():
             self.values[name].lerp_(value.detach(), 1 - decay)
 
+    def reset(self, model: nn.Module) -> None:
+        """Begin again from the model's parameters."""
+        self.values = {name: value.detach().clone() for name, value in model.named_parameters()}
+
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         for name, value in model.named_parameters():

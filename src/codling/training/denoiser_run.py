@@ -24,8 +24,8 @@ class DenoiserRun(Run[DenoiserTraining]):
         model = Denoiser(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(config, device, model, nn.Module())
 
-    def fit_filter(self, pictures: list[np.ndarray]) -> None:
-        """Give the filter the spectrum of pictures (H, W, 3) uint8; before the first step."""
+    def prepare(self, pictures: list[np.ndarray]) -> None:
+        """Give the filter the spectrum of the pictures."""
         images = [torch.from_numpy(picture / np.float32(127.5) - 1).permute(2, 0, 1) for picture in pictures]
         self.model.filter.log_power.copy_(fit_spectrum(images, self.config.model.filter.knots))
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from codling.training.cod_run import CoDRun
 from codling.training.data import load_pictures, training_batch
 from codling.training.denoiser_run import DenoiserRun
-from codling.training.recipes import DenoiserTraining, RunConfig, TrainingConfig
+from codling.training.oscar_run import OscarRun
+from codling.training.recipes import DenoiserTraining, OscarTraining, RunConfig, TrainingConfig
 from codling.training.run import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -26,6 +27,8 @@ def new_run(config: RunConfig, device: torch.device) -> Run[Any]:
     """The run of a configuration, at step 0."""
     if isinstance(config, DenoiserTraining):
         return DenoiserRun(config, device)
+    if isinstance(config, OscarTraining):
+        return OscarRun(config, device)
     assert isinstance(config, TrainingConfig)
     return CoDRun(config, device)
 
@@ -51,8 +54,8 @@ def train(
     held_out = []
     if config.validation:
         held_out = load_pictures(Path(config.validation), crop=config.crop, scales=config.scales, limit=24).pictures
-    if isinstance(run, DenoiserRun) and run.step == 0:
-        run.fit_filter(spectrum_pictures(config, data.pictures))
+    if run.step == 0:
+        run.prepare(spectrum_pictures(config, data.pictures))
     report(
         f"{len(data.pictures)} pictures, {data.broken} broken; "
         f"{sum(p.numel() for p in run.model.parameters()):,} parameters"

@@ -6,7 +6,9 @@ from codling.errors import ConfigError
 from codling.models.cod import CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.denoiser import DenoiserConfig
+from codling.models.discriminator import DiscriminatorConfig
 from codling.models.dit import TransformerConfig
+from codling.models.oscar import OscarConfig
 
 
 def published_weights() -> dict[str, float]:
@@ -97,6 +99,43 @@ class DenoiserTraining(RunConfig):
         check_crop(self.crop, self.model.grid)
 
 
+def oscar_weights() -> dict[str, float]:
+    """Weights of the terms of `oscar_run`; those of the published objective are `pixel`, `cosine` and `adversarial`."""
+    return {"alignment": 1.0, "commitment": 0.25, "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0,
+            "adversarial": 0.0}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OscarTraining(RunConfig):
+    """Training of OSCAR.
+
+    prior: name or directory of the denoiser to begin from; "" begins from nothing. restore_from: step from which the
+    denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from: step
+    from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the gradient of
+    its adversarial term; in the published code it does not. level_shares: how often each level is drawn in stage 2, or
+    () for evenly.
+    """
+
+    model: OscarConfig = field(default_factory=OscarConfig)
+    prior: str = "diffc-xs"
+    restore_from: int = 0
+    adversarial_from: int = 0
+    adversarial_gradient: bool = True
+    level_shares: tuple[float, ...] = ()
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator_learning_rate: float = 2e-4
+    weights: dict[str, float] = field(default_factory=oscar_weights)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_crop(self.crop, self.model.grid)
+        if len(self.level_shares) not in (0, len(self.model.hyper.levels)):
+            raise ConfigError(
+                f"training: level_shares needs one number for each of {len(self.model.hyper.levels)} rate levels, or "
+                f"none, got {self.level_shares}"
+            )
+
+
 def check_crop(crop: int, grid: int) -> None:
     """Raises ConfigError unless a crop is something the model can see."""
     if crop % grid:
@@ -119,7 +158,7 @@ COD_XS = CoDConfig(
 )  # fmt: skip
 
 # The two of cod-xs go into one directory, one after the other: the condition codec alone, then all of the model.
-RECIPES: dict[str, TrainingConfig | DenoiserTraining] = {
+RECIPES: dict[str, TrainingConfig | DenoiserTraining | OscarTraining] = {
     "cod-xs-codec": TrainingConfig(
         model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
         null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
@@ -134,5 +173,9 @@ RECIPES: dict[str, TrainingConfig | DenoiserTraining] = {
     "diffc-xs": DenoiserTraining(
         crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
+    ),
+    "oscar-s-tokens": OscarTraining(
+        crop=256, scales=(0.85, 1.7), batch=16, steps=2000, restore_from=2000, learning_rate=2e-3, decay_share=0.5,
+        average=0.998, weight_decay=0.01,
     ),
 }  # fmt: skip

@@ -50,6 +50,9 @@ class Run(ABC, Generic[C]):
     def validate(self, pictures: list[np.ndarray]) -> str:
         """A line for the log: how good the averaged model is on pictures (H, W, 3) uint8."""
 
+    def prepare(self, pictures: list[np.ndarray]) -> None:
+        """What is fitted on pictures (H, W, 3) uint8 before the first step; nothing by default."""
+
     def after_step(self) -> None:
         """What is learned by other means than a gradient; nothing by default."""
 

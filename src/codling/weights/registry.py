@@ -15,7 +15,7 @@ from codling.errors import ModelError
 from codling.models.autoencoder import Autoencoder, StableDiffusionVAE
 from codling.models.cod import CoD
 from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
-from codling.weights.store import Parts, load_parts, save_model
+from codling.weights.store import Model, Parts, load_parts, save_model
 
 HUB_VARIABLE = "CODLING_HUB"
 
@@ -30,6 +30,16 @@ def load(name_or_directory: str | os.PathLike[str], *, device: torch.device, cod
         return load_codec(path, name=path.resolve().name, device=device, codec=codec)
     entry = find(os.fspath(name_or_directory))
     return load_codec(entry.directory or fetch(entry.name), name=entry.name, device=device, codec=codec)
+
+
+def load_network(name_or_directory: str, *, device: torch.device) -> Model:
+    """A model's network alone, to begin a training from."""
+    path = Path(name_or_directory)
+    directory = path if (path / CONFIG).is_file() else None
+    if directory is None:
+        entry = find(name_or_directory)
+        directory = entry.directory or fetch(entry.name)
+    return load_parts(directory, device=device).model
 
 
 def load_by_id(model_id: int, *, device: torch.device, codec: CodecId) -> Codec:

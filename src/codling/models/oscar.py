@@ -1,0 +1,80 @@
+"""OSCAR on a pixel-space flow: tokens at one of several rates, and one denoising step at the time that fits the rate.
+
+    image --HyperCodec at a level--> indices --> coarse image z
+    z --(1 - s) z + s n at noise fraction s--> Denoiser --> image
+
+What tokens keep of a picture is as far from it as what a noisy state keeps at some noise level (Guo et al. 2025), and
+frequencies that the tokens miss are those that noise of that level drowns. So one denoiser, told the level, restores
+them all, and a denoiser trained on noisy pictures is the place to start from.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from codling.errors import ConfigError
+from codling.models.denoiser import Denoiser, DenoiserConfig
+from codling.models.hyper_codec import HyperCodec, HyperCodecConfig
+from codling.models.rate_levels import RateLevel
+
+
+@dataclass(frozen=True)
+class OscarConfig:
+    """hyper: all rates' encoders and decoders. denoiser: what restores. grain: share of the noise that is really added.
+
+    grain: 1 makes the denoiser's input a state of the flow and gives it something to make texture from; 0, as
+    published, the coarse picture alone.
+    """
+
+    hyper: HyperCodecConfig = field(default_factory=HyperCodecConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    grain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.grain <= 1:
+            raise ConfigError(f"oscar: grain must be between 0 and 1, got {self.grain}")
+
+    @property
+    def grid(self) -> int:
+        """Picture sides are padded to multiples of this many pixels."""
+        return max(self.hyper.grid, self.denoiser.grid)
+
+
+class Oscar(nn.Module):
+    """Hyper codec, denoiser, and the noise level of each rate, measured: `noise` (levels,), in (0, 1)."""
+
+    def __init__(self, config: OscarConfig):
+        super().__init__()
+        self.config = config
+        self.hyper = HyperCodec(config.hyper)
+        self.denoiser = Denoiser(config.denoiser)
+        self.noise: Tensor
+        self.register_buffer("noise", torch.full((len(config.hyper.levels),), 0.5))
+
+    @property
+    def levels(self) -> tuple[RateLevel, ...]:
+        """The rate table."""
+        rows = zip(self.config.hyper.levels, self.noise.tolist(), strict=True)
+        return tuple(RateLevel(level.stride, level.codebook_size, 1 - noise) for level, noise in rows)
+
+    def restore(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+        """Coarse images (B, 3, H, W) of rate levels (B,) and standard normal noise alike -> images."""
+        s = self.noise[levels]
+        fraction = s.view(-1, 1, 1, 1)
+        state = (1 - fraction) * coarse + self.config.grain * fraction * noise
+        correction: Tensor = self.denoiser.correction(state, coarse, s)
+        return coarse + self.denoiser.scale(s) * correction.float()
+
+    @torch.no_grad()
+    def set_noise(self, errors: Tensor) -> None:
+        """Give each level the noise at which the denoiser's filter is expected to err as much as its coarse images.
+
+        errors: (levels,), mean squared error a sample of images in [-1, 1].
+        """
+        low, high = torch.full_like(self.noise, 1e-3), torch.full_like(self.noise, 1 - 1e-3)
+        for _ in range(30):
+            middle = (low + high) / 2
+            below = self.denoiser.filter.error(middle) < errors
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        self.noise.copy_(low)

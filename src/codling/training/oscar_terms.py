@@ -1,0 +1,39 @@
+"""Loss terms of OSCAR: how far a restored picture is from the true one, in units of how far the coarse one is expected.
+
+Every function takes images (B, 3, H, W) in [-1, 1] and the scale (B, 1, 1, 1) of the expected error, and returns an
+unweighted scalar; so no rate rules the others.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Scales of the gradient term: the picture itself, halved, and halved again.
+SCALES = 3
+
+
+def squared(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
+    """Mean squared error."""
+    return ((restored - image) / scale).square().mean()
+
+
+def pixel(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
+    """Mean absolute error (published)."""
+    return ((restored - image) / scale).abs().mean()
+
+
+def gradient(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
+    """Mean absolute error of differences between neighbours, at several scales."""
+    error = (restored - image) / scale
+    total = error.new_zeros(())
+    for number in range(SCALES):
+        if number:
+            error = F.avg_pool2d(error, 2)
+        total = total + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return total / SCALES
+
+
+def cosine(restored: Tensor, image: Tensor) -> Tensor:
+    """One less the cosine between the pictures, mean over samples and colours (published, second stage)."""
+    return 1 - F.cosine_similarity(restored.flatten(2), image.flatten(2), dim=-1).mean()
+
