@@ -1,4 +1,4 @@
-"""OSCAR on our pixel-space flow as the OSCAR codec sees it: pictures of any size in tiles, noise from the shared generator."""
+"""Our pixel-space OSCAR as the codec sees it: pictures of any size in tiles, noise from the shared generator."""
 
 import torch
 from torch import Tensor

@@ -58,13 +58,19 @@ class Oscar(nn.Module):
         rows = zip(self.config.hyper.levels, self.noise.tolist(), strict=True)
         return tuple(RateLevel(level.stride, level.codebook_size, 1 - noise) for level, noise in rows)
 
+    def state(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+        """What the denoiser sees of coarse images (B, 3, H, W) of rate levels (B,), given standard normal noise alike."""
+        s = self.noise[levels].view(-1, 1, 1, 1)
+        return (1 - s) * coarse + self.config.grain * s * noise
+
     def restore(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
         """Coarse images (B, 3, H, W) of rate levels (B,) and standard normal noise alike -> images."""
-        s = self.noise[levels]
-        fraction = s.view(-1, 1, 1, 1)
-        state = (1 - fraction) * coarse + self.config.grain * fraction * noise
-        correction: Tensor = self.denoiser.correction(state, coarse, s)
-        return coarse + self.denoiser.scale(s) * correction.float()
+        return self.denoise(self.state(coarse, levels, noise), coarse, self.noise[levels])
+
+    def denoise(self, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
+        """States and coarse images (B, 3, H, W) at noise fractions (B,) -> images."""
+        correction: Tensor = self.denoiser.correction(state, coarse, noise_level)
+        return coarse + self.denoiser.scale(noise_level) * correction.float()
 
     @torch.no_grad()
     def set_noise(self, errors: Tensor) -> None:

@@ -15,12 +15,15 @@ from codling.models.hyper_codec import SAMPLES
 from codling.models.oscar import Oscar
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage
+from codling.training.denoiser_run import least_ratios
 from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
 from codling.weights.registry import load_network
 
 # Decay of the running mean of each level's error, from which its noise level is taken when stage 1 ends.
 ERROR_DECAY = 0.99
+# States without tokens: range of noise fractions, and how many of them lack the frequencies not worth coding.
+LOWEST_JUMP, HIGHEST_JUMP, HIDDEN_SHARE = 0.3, 0.97, 0.8
 # Pictures that the linear start is fitted on.
 FIT_PICTURES = 100
 
@@ -92,15 +95,24 @@ class OscarRun(Run[OscarTraining]):
         return {"alignment": found.log().mean(), "commitment": torch.stack(commitment).mean()}
 
     def _restoration(self, image: Tensor) -> dict[str, Tensor]:
-        """Stage 2: one level a sample, restored in one step."""
+        """Stage 2: restoration in one step, of tokens at one level a sample, or of a state that needs no tokens."""
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**63)
         levels = self._draw_levels(len(image), generator).to(self.device)
         noise = torch.randn(image.shape, generator=generator).to(self.device)
         noise = noise.contiguous(memory_format=torch.channels_last)
+        jumps = int(self.config.jump_share * len(image))
         with self.autocast():
-            coarse = self._coarse(image, levels)
-            restored = self.model.restore(coarse, levels, noise)
-        scale = self.model.denoiser.scale(self.model.noise[levels])
+            coarse = self._coarse(image[jumps:], levels[jumps:])
+            state = self.model.state(coarse, levels[jumps:], noise[jumps:])
+        s = self.model.noise[levels]
+        if jumps:
+            s[:jumps] = LOWEST_JUMP + (HIGHEST_JUMP - LOWEST_JUMP) * torch.rand(jumps, generator=generator).to(s)
+            known = least_ratios(jumps, HIDDEN_SHARE, generator).to(s)
+            reached = self._jump(image[:jumps], noise[:jumps], s[:jumps], known)
+            state, coarse = (torch.cat(pair) for pair in zip(reached, (state, coarse), strict=True))
+        with self.autocast():
+            restored = self.model.denoise(state, coarse, s)
+        scale = self.model.denoiser.scale(s)
         terms = {
             "squared": oscar_terms.squared(restored, image, scale),
             "gradient": oscar_terms.gradient(restored, image, scale),
@@ -124,6 +136,16 @@ class OscarRun(Run[OscarTraining]):
                 codewords = hyper.quantise(features[level][chosen], level).codewords
             out = out.index_put((chosen,), hyper.coarse(codewords, level).to(out.dtype))
         return out
+
+    @torch.no_grad()
+    def _jump(self, image: Tensor, noise: Tensor, s: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """States at noise fractions s (B,) as a channel coder conveys them, and the filter's estimate of the picture.
+
+        known: ratios (B,) of power to noise below which frequencies are not conveyed.
+        """
+        fraction, model_filter = s.view(-1, 1, 1, 1), self.model.denoiser.filter
+        state = model_filter.hide((1 - fraction) * image + fraction * noise, s, known)
+        return state, model_filter(state, s)
 
     def _adversary_step(self, image: Tensor, coarse: Tensor, restored: Tensor, scale: Tensor) -> None:
         """One step of the discriminator."""

@@ -4,7 +4,6 @@ Every function takes images (B, 3, H, W) in [-1, 1] and the scale (B, 1, 1, 1) o
 unweighted scalar; so no rate rules the others.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,4 +35,3 @@ def gradient(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
 def cosine(restored: Tensor, image: Tensor) -> Tensor:
     """One less the cosine between the pictures, mean over samples and colours (published, second stage)."""
     return 1 - F.cosine_similarity(restored.flatten(2), image.flatten(2), dim=-1).mean()
-

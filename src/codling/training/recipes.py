@@ -113,7 +113,8 @@ class OscarTraining(RunConfig):
     denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from: step
     from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the gradient of
     its adversarial term; in the published code it does not. level_shares: how often each level is drawn in stage 2, or
-    () for evenly.
+    () for evenly. jump_share: of stage 2's samples, those that are noisy states as DiffC's channel coder conveys them
+    instead of tokens, so that the denoiser restores these too.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -122,6 +123,7 @@ class OscarTraining(RunConfig):
     adversarial_from: int = 0
     adversarial_gradient: bool = True
     level_shares: tuple[float, ...] = ()
+    jump_share: float = 0.0
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     discriminator_learning_rate: float = 2e-4
     weights: dict[str, float] = field(default_factory=oscar_weights)

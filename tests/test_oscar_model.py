@@ -1,0 +1,219 @@
+"""OSCAR on the pixel-space flow: the hyper codec's linear start, measured noise levels, and what each stage trains."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from codling.codecs.oscar_pixel import PixelOscar
+from codling.errors import ConfigError
+from codling.models.denoiser import DenoiserConfig
+from codling.models.discriminator import DiscriminatorConfig
+from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Level, patches
+from codling.models.oscar import Oscar, OscarConfig
+from codling.models.wiener import WienerConfig, fit_spectrum
+from codling.training.loop import CHECKPOINT, train
+from codling.training.oscar_run import OscarRun
+from codling.training.recipes import OscarTraining, oscar_weights
+from tests.conftest import noise_picture
+
+CPU = torch.device("cpu")
+
+HYPER = HyperCodecConfig(
+    levels=(Level(16, 8), Level(8, 4), Level(8, 16)), codeword_width=6, widths=(8, 12), encoder_blocks=(1, 1),
+    decoder_blocks=(1, 1), embedding=4,
+)  # fmt: skip
+CONFIG = OscarConfig(
+    hyper=HYPER,
+    denoiser=DenoiserConfig(
+        widths=(8, 12), blocks=(1, 1), embedding=8, filter=WienerConfig(knots=8), tile=64, overlap=32
+    ),
+)
+
+
+def tiny_oscar(config: OscarConfig = CONFIG) -> Oscar:
+    """Random weights, those that begin at zero included, a spectrum and noise levels."""
+    torch.manual_seed(0)
+    model = Oscar(config).eval()
+    for parameter in model.parameters():
+        if not parameter.detach().any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.denoiser.filter.log_power.copy_(fit_spectrum([image(64, 64)[0]], config.denoiser.filter.knots))
+    model.noise.copy_(torch.linspace(0.8, 0.4, len(model.noise)))
+    return model
+
+
+def image(height: int, width: int, *, seed: int = 0) -> torch.Tensor:
+    """A smooth random image (1, 3, height, width) in [-1, 1]."""
+    picture = torch.from_numpy(noise_picture(height, width, seed=seed)).permute(2, 0, 1)[None] / 127.5 - 1
+    return F.avg_pool2d(picture, 5, stride=1, padding=2)
+
+
+def tiny_run(pictures: Path, **changes: object) -> OscarTraining:
+    settings: dict[str, object] = {
+        "model": CONFIG, "prior": "", "data": str(pictures), "crop": 48, "batch": 4, "steps": 6, "warmup": 1,
+        "learning_rate": 2e-3, "precision": "float32", "log_every": 3, "checkpoint_every": 3,
+        "discriminator": DiscriminatorConfig(widths=(4, 8)),
+    }  # fmt: skip
+    return OscarTraining(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    directory = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        Image.fromarray(noise_picture(96, 110, seed=number)).save(directory / f"{number}.png")
+    return directory
+
+
+def test_the_linear_start_is_the_best_linear_codec() -> None:
+    """Without quantisation its error is the energy of the components that were left out (Eckart and Young)."""
+    hyper = HyperCodec(HYPER).eval()
+    images = [image(64, 80, seed=seed) for seed in range(3)]
+    hyper.fit_shortcuts(images)
+    hyper.requires_grad_(False)
+    for place in range(len(HYPER.widths)):
+        points = torch.cat([patches(one, place).movedim(1, -1).flatten(0, 2) for one in images]).double()
+        centred = points - points.mean(0)
+        left_out = torch.linalg.svdvals(centred)[HYPER.codeword_width :].square().sum()
+        decoded = [hyper.back[place](hyper.shortcut[place](patches(one, place))) for one in images]
+        error = sum((back - patches(one, place)).square().sum() for back, one in zip(decoded, images, strict=True))
+        assert float(error) == pytest.approx(float(left_out), rel=1e-3)
+
+
+def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
+    model = tiny_oscar()
+    wanted = torch.tensor([0.7, 0.5, 0.2])
+    model.set_noise(model.denoiser.filter.error(wanted))
+    assert torch.allclose(model.noise, wanted, atol=1e-3)
+    assert [level.time for level in model.levels] == pytest.approx((1 - wanted).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (80, 112)])
+def test_decoding_is_deterministic_and_keeps_the_size(level: int, height: int, width: int) -> None:
+    model = PixelOscar(tiny_oscar())
+    with torch.inference_mode():
+        tokens = model.encode(image(height, width), level)
+        stride = HYPER.levels[level].stride
+        assert tokens.indices.shape == (1, height // stride, width // stride)
+        decoded = model.decode(tokens, level)
+        assert decoded.shape == (1, 3, height, width)
+        assert torch.equal(decoded, model.decode(tokens, level))
+        coarse = model.network.hyper.decode(tokens.indices, level)
+    assert not torch.allclose(decoded, coarse, atol=1e-3)
+
+
+def test_tiles_change_little_but_the_borders_of_their_context() -> None:
+    """The middle of a tile sees the same surroundings with and without tiling, and the same grain."""
+    whole, tiled = (
+        PixelOscar(tiny_oscar(replace(CONFIG, denoiser=replace(CONFIG.denoiser, tile=tile)))) for tile in (128, 64)
+    )
+    with torch.inference_mode():
+        tokens = whole.encode(image(128, 128), 2)
+        a, b = whole.decode(tokens, 2), tiled.decode(tokens, 2)
+    assert float((a - b).abs().mean()) < 0.1 * float(a.std())
+
+
+def test_without_grain_the_noise_changes_nothing() -> None:
+    model = tiny_oscar(replace(CONFIG, grain=0.0))
+    coarse, levels = image(32, 32), torch.tensor([1])
+    with torch.inference_mode():
+        one, other = (model.restore(coarse, levels, torch.randn(1, 3, 32, 32)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
+    run = train(tiny_run(pictures, steps=6, restore_from=3), tmp_path, device=CPU, report=lambda _: None)
+    assert isinstance(run, OscarRun)
+    first = OscarRun(tiny_run(pictures, steps=60, restore_from=3), CPU)
+    first.restore(tmp_path / CHECKPOINT)
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def changed(run: OscarRun) -> set[str]:
+        before = {name: value.clone() for name, value in run.model.state_dict().items()}
+        run.train_step(batch)
+        return {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+
+    second_stage = changed(first)
+    assert any(name.startswith("denoiser.") for name in second_stage)
+    assert any(name.startswith("hyper.out") for name in second_stage)
+    frozen = ("hyper.first", "hyper.into", "hyper.heads", "hyper.shortcut", "hyper.quantisers", "noise")
+    assert not [name for name in second_stage if name.startswith(frozen)]
+    beginning = OscarRun(tiny_run(pictures, restore_from=3), CPU)
+    beginning.prepare([noise_picture(96, 112, seed=1)])
+    first_stage = changed(beginning)
+    assert not [name for name in first_stage if name.startswith("denoiser.")]
+    assert {"noise", "hyper.quantisers.0.embedding", "hyper.heads.0.weight"} <= first_stage
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(
+        pictures,
+        steps=6,
+        restore_from=2,
+        weights={**oscar_weights(), "adversarial": 0.1},
+        adversarial_from=3,
+        jump_share=0.5,
+    )
+    whole = train(config, tmp_path / "whole", device=CPU, report=lambda _: None)
+    stopped = False
+
+    def stop_at_3(line: str) -> None:
+        nonlocal stopped
+        if line.startswith("step 3") and not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, checkpoint_every=1, log_every=3), tmp_path / "parts", device=CPU, report=stop_at_3)
+    resumed = train(config, tmp_path / "parts", device=CPU, report=lambda _: None)
+    assert stopped and resumed.step == whole.step == 6
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for a, b in zip(whole.discriminator.parameters(), resumed.discriminator.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_the_adversary_has_a_gradient_unless_asked_as_published(pictures: Path, reaches: bool) -> None:
+    weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
+    run = OscarRun(tiny_run(pictures, weights=weights, adversarial_gradient=reaches), CPU)
+    run.model.load_state_dict(tiny_oscar().state_dict())
+    loss, terms = run.loss(torch.cat([image(48, 48, seed=seed) for seed in range(4)]))
+    loss.backward()
+    gradients = [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
+    assert "adversarial" in terms
+    assert any(float(gradient.abs().max()) > 0 for gradient in gradients) == reaches
+
+
+def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
+    run = OscarRun(tiny_run(pictures, weights={**oscar_weights(), "adversarial": 0.1}), CPU)
+    real = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+    coarse, scale = F.avg_pool2d(real, 5, stride=1, padding=2), torch.full((4, 1, 1, 1), 0.3)
+    for _ in range(60):
+        run._adversary_step(real, coarse, coarse, scale)
+    with torch.no_grad():
+        assert float(run.discriminator(real, coarse, scale).mean()) > float(
+            run.discriminator(coarse, coarse, scale).mean()
+        )
+
+
+def test_bad_settings_are_named(pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="stride among"):
+        HyperCodecConfig(levels=(Level(12, 8),))
+    with pytest.raises(ConfigError, match="one number a stride"):
+        HyperCodecConfig(widths=(8, 8))
+    with pytest.raises(ConfigError, match="grain"):
+        OscarConfig(grain=2.0)
+    with pytest.raises(ConfigError, match="level_shares"):
+        tiny_run(pictures, level_shares=(1.0,))
+    with pytest.raises(ConfigError, match="weights must be"):
+        OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
+    with pytest.raises(ConfigError, match="not a denoiser like"):
+        OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare([np.zeros((64, 64, 3), np.uint8)])
