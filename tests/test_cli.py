@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import codling
 from codling.cli.files import plan
+from codling.cli.main import app
 from codling.errors import CodlingError
 from codling.files import write_whole
 from tests.conftest import noise_picture
@@ -217,3 +219,11 @@ def test_a_calibrated_model_has_any_rate(folder: Path, tiny_directory: Path) -> 
         assert done.returncode == 0, done.stderr
         assert run("decode", folder / "a.roe", "-o", folder / "a.png", "-m", model, "-f").returncode == 0
     assert run("encode", folder / "in" / "a.png", "-o", folder / "b.roe", "-m", model).returncode == 0
+
+
+@pytest.mark.parametrize("command", [*(one.name for one in app.registered_commands), "models"])
+def test_every_command_explains_itself(command: str) -> None:
+    """Help texts go through a markup parser, which brackets in them can break."""
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0, result.exception
+    assert "--help" in result.output

@@ -13,7 +13,9 @@ def command(
     images: Annotated[Path, typer.Option(help="Folder of pictures.", show_default=False)],
     codec: Annotated[
         list[str],
-        typer.Option(help="NAME[/FACTOR][:KEY=V,V...], as avif/3:quality=0,20. Repeatable.", show_default=False),
+        typer.Option(
+            help="NAME, /FACTOR to shrink by, :KEY=V,V settings: avif/3:quality=0,20. Repeatable.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to continue.", show_default=False)],
     metric: Annotated[list[str] | None, typer.Option(help=METRICS_HELP, show_default="psnr, ms-ssim, swd")] = None,
