@@ -12,7 +12,7 @@ from codling.codecs.oscar_pixel import PixelOscar
 from codling.errors import ConfigError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig
-from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Level, patches
+from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Stack, patches
 from codling.models.oscar import Oscar, OscarConfig
 from codling.models.wiener import WienerConfig, fit_spectrum
 from codling.training.loop import CHECKPOINT, train
@@ -23,7 +23,7 @@ from tests.conftest import noise_picture
 CPU = torch.device("cpu")
 
 HYPER = HyperCodecConfig(
-    levels=(Level(16, 8), Level(8, 4), Level(8, 16)), codeword_width=6, widths=(8, 12), encoder_blocks=(1, 1),
+    stacks=(Stack(16, 8), Stack(8, 4, 2)), codeword_width=6, widths=(8, 12), encoder_blocks=(1, 1),
     decoder_blocks=(1, 1), embedding=4,
 )  # fmt: skip
 CONFIG = OscarConfig(
@@ -86,6 +86,20 @@ def test_the_linear_start_is_the_best_linear_codec() -> None:
         assert float(error) == pytest.approx(float(left_out), rel=1e-3)
 
 
+def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
+    hyper = HyperCodec(HYPER).eval().requires_grad_(False)
+    features = torch.randn(2, HYPER.codeword_width, 3, 4)
+    coded = hyper.quantise(features, 1)
+    first, second = hyper.quantisers[1]
+    left = features - first.codewords(coded.indices[0])
+    assert torch.allclose(coded.inputs[1], left)
+    assert torch.equal(coded.indices[1], second.nearest(left))
+    assert torch.allclose(coded.codewords[1], features - left + second.codewords(coded.indices[1]), atol=1e-6)
+    # Indices of the lower level are the beginning of those of the higher one.
+    picture = image(32, 32)
+    assert torch.equal(hyper.encode(picture, 1)[:, 0], hyper.encode(picture, 2)[:, 0])
+
+
 def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
     model = tiny_oscar()
     wanted = torch.tensor([0.7, 0.5, 0.2])
@@ -100,8 +114,8 @@ def test_decoding_is_deterministic_and_keeps_the_size(level: int, height: int, w
     model = PixelOscar(tiny_oscar())
     with torch.inference_mode():
         tokens = model.encode(image(height, width), level)
-        stride = HYPER.levels[level].stride
-        assert tokens.indices.shape == (1, height // stride, width // stride)
+        row = model.levels[level]
+        assert tokens.indices.shape == (1, row.depth, height // row.stride, width // row.stride)
         decoded = model.decode(tokens, level)
         assert decoded.shape == (1, 3, height, width)
         assert torch.equal(decoded, model.decode(tokens, level))
@@ -149,7 +163,7 @@ def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
     beginning.prepare([noise_picture(96, 112, seed=1)])
     first_stage = changed(beginning)
     assert not [name for name in first_stage if name.startswith("denoiser.")]
-    assert {"noise", "hyper.quantisers.0.embedding", "hyper.heads.0.weight"} <= first_stage
+    assert {"noise", "hyper.quantisers.0.0.embedding", "hyper.heads.0.weight"} <= first_stage
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:
@@ -206,7 +220,7 @@ def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
 
 def test_bad_settings_are_named(pictures: Path) -> None:
     with pytest.raises(ConfigError, match="stride among"):
-        HyperCodecConfig(levels=(Level(12, 8),))
+        HyperCodecConfig(stacks=(Stack(12, 8),))
     with pytest.raises(ConfigError, match="one number a stride"):
         HyperCodecConfig(widths=(8, 8))
     with pytest.raises(ConfigError, match="grain"):

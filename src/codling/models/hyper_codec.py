@@ -1,11 +1,11 @@
 """Hyper-encoders for all rates at once: a picture as tokens at several strides, and the coarse picture they stand for.
 
     image --patches of 8 px, blocks, halving, blocks, ...--> features at strides 8, 16, 32, ...
-    features at a level's stride --head + linear shortcut--> VectorQuantiser of the level --> indices (B, h, w)
-    indices --codewords, blocks that know the level + linear shortcut--> coarse image (B, 3, H, W)
+    features at a stack's stride --head + linear shortcut--> its quantisers, each of what the ones before left over
+    indices of the first quantisers --codewords, summed--> blocks that know the level + linear shortcut --> coarse image
 
-The rates share the trunk and, at equal stride, the decoder; a level of its own has its codebook, its head and its
-embedding. A token at stride s stands for 8x8 samples of the picture shrunk by s / 8, so that all shortcuts are alike.
+A stack of n quantisers makes n rate levels. Stacks share the trunk and, at equal stride, the decoder. A token at stride
+s stands for 8x8 samples of the picture shrunk by s / 8, so that all shortcuts are alike.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codling.errors import ConfigError
-from codling.models.vector_quantiser import Quantised, VectorQuantiser
+from codling.models.vector_quantiser import VectorQuantiser
 from codling.nn.convnext import ConvNeXtBlock
 
 # Samples a token stands for, each way, and their number with colours.
@@ -25,35 +25,38 @@ SAMPLES = 3 * PATCH**2
 
 
 @dataclass(frozen=True)
-class Level:
-    """stride: pixels a token spans, each way: 8, 16, 32, ... codebook_size: number of codewords."""
+class Stack:
+    """Residual quantisers (Juang and Gray 1982; Zeghidour et al. 2021) of one map of features.
+
+    stride: pixels a token spans, each way: 8, 16, 32, ... codebook_size: codewords of each quantiser. depth: how many.
+    """
 
     stride: int
     codebook_size: int
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Level:
+    """A rate level: the first `depth` quantisers of a stack."""
+
+    stack: int
+    depth: int
 
 
 @dataclass(frozen=True)
 class HyperCodecConfig:
-    """levels: by ascending rate. codeword_width: channels of a codeword.
+    """stacks: by ascending rate. codeword_width: channels of a codeword.
 
     widths: channels at strides 8, 16, 32, ... encoder_blocks, decoder_blocks: at each of these strides. embedding:
     width of a level's embedding.
     """
 
-    levels: tuple[Level, ...] = (
-        Level(64, 256),
-        Level(32, 512),
-        Level(16, 128),
-        Level(16, 1024),
-        Level(8, 32),
-        Level(8, 64),
-        Level(8, 256),
-        Level(8, 1024),
-    )
-    codeword_width: int = 32
+    stacks: tuple[Stack, ...] = (Stack(64, 256), Stack(32, 512, 2), Stack(16, 128), Stack(16, 1024, 4))
+    codeword_width: int = 40
     widths: tuple[int, ...] = (96, 128, 160, 128)
     encoder_blocks: tuple[int, ...] = (3, 2, 2, 1)
-    decoder_blocks: tuple[int, ...] = (2, 3, 2, 1)
+    decoder_blocks: tuple[int, ...] = (0, 4, 2, 1)
     embedding: int = 32
 
     def __post_init__(self) -> None:
@@ -63,22 +66,42 @@ class HyperCodecConfig:
                 f"{self.widths}, {self.encoder_blocks} and {self.decoder_blocks}"
             )
         strides = tuple(PATCH << place for place in range(len(self.widths)))
-        for level in self.levels:
-            if level.stride not in strides or level.codebook_size < 2:
+        for stack in self.stacks:
+            if stack.stride not in strides or stack.codebook_size < 2 or stack.depth < 1:
                 raise ConfigError(
-                    f"hyper codec: a level needs a stride among {strides} and at least 2 codewords, got {level}"
+                    f"hyper codec: a stack needs a stride among {strides}, at least 2 codewords and 1 quantiser, got "
+                    f"{stack}"
                 )
-        if not self.levels:
-            raise ConfigError("hyper codec: at least one rate level is needed, got none")
+        if not self.stacks:
+            raise ConfigError("hyper codec: at least one stack of quantisers is needed, got none")
 
     @property
     def grid(self) -> int:
         """Picture sides are padded to multiples of this many pixels."""
         return PATCH << (len(self.widths) - 1)
 
-    def place(self, level: int) -> int:
-        """Which of the strides 8, 16, 32, ... a level has."""
-        return (self.levels[level].stride // PATCH).bit_length() - 1
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """All rate levels, by ascending rate."""
+        return tuple(Level(n, depth) for n, stack in enumerate(self.stacks) for depth in range(1, stack.depth + 1))
+
+    def place(self, stack: int) -> int:
+        """Which of the strides 8, 16, 32, ... a stack has."""
+        return (self.stacks[stack].stride // PATCH).bit_length() - 1
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A stack's features quantised: by all of its quantisers, and what the first 1, 2, ... of them make of it.
+
+    inputs: what each quantiser saw, (B, D, h, w). indices: what it answered, (B, h, w), int64. codewords: each level's,
+    with the gradient of the features. commitments: of each level, |sg(codewords) - features|^2, mean.
+    """
+
+    inputs: list[Tensor]
+    indices: list[Tensor]
+    codewords: list[Tensor]
+    commitments: list[Tensor]
 
 
 class HyperCodec(nn.Module):
@@ -94,9 +117,12 @@ class HyperCodec(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.shortcut = nn.ModuleList(nn.Conv2d(SAMPLES, width, 1) for _ in places)
         self.heads = nn.ModuleList(
-            _zero(nn.Conv2d(widths[config.place(n)], width, 1)) for n in range(len(config.levels))
+            _zero(nn.Conv2d(widths[config.place(n)], width, 1)) for n in range(len(config.stacks))
         )
-        self.quantisers = nn.ModuleList(VectorQuantiser(level.codebook_size, width) for level in config.levels)
+        self.quantisers = nn.ModuleList(
+            nn.ModuleList(VectorQuantiser(stack.codebook_size, width) for _ in range(stack.depth))
+            for stack in config.stacks
+        )
         self.embedding = nn.Embedding(len(config.levels), config.embedding)
         self.widen = nn.ModuleList(nn.Conv2d(width, widths[p], 1) for p in places)
         self.out = nn.ModuleList(_blocks(widths[p], config.decoder_blocks[p], config.embedding) for p in places)
@@ -104,7 +130,7 @@ class HyperCodec(nn.Module):
         self.back = nn.ModuleList(nn.Conv2d(width, SAMPLES, 1) for _ in places)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Image (B, 3, H, W) in [-1, 1], sides multiples of `grid` -> what each level quantises, (B, D, h, w) each."""
+        """Image (B, 3, H, W) in [-1, 1], sides multiples of `grid` -> what each stack quantises, (B, D, h, w) each."""
         trunk = []
         h = self.first(F.pixel_unshuffle(image, PATCH))
         for place, blocks in enumerate(self.into):
@@ -113,27 +139,39 @@ class HyperCodec(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h)
             trunk.append(h)
-        places = [self.config.place(level) for level in range(len(self.config.levels))]
+        places = [self.config.place(stack) for stack in range(len(self.config.stacks))]
         direct = {place: self.shortcut[place](patches(image, place)) for place in set(places)}
         return [head(trunk[place]) + direct[place] for head, place in zip(self.heads, places, strict=True)]
 
-    def quantise(self, features: Tensor, level: int) -> Quantised:
-        """A level's features (B, D, h, w) -> its codewords, indices and losses."""
-        out: Quantised = self.quantisers[level](features)
-        return out
+    def quantise(self, features: Tensor, stack: int) -> Coded:
+        """A stack's features (B, D, h, w), quantised."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            coded, summed = Coded([], [], [], []), torch.zeros_like(features)
+            for quantiser in self.quantisers[stack]:  # type: ignore[attr-defined]
+                coded.inputs.append((features - summed).detach())
+                coded.indices.append(quantiser.nearest(coded.inputs[-1]))
+                summed = summed + quantiser.codewords(coded.indices[-1]).detach()
+                coded.codewords.append(features + (summed - features).detach())
+                coded.commitments.append(F.mse_loss(features, summed))
+        return coded
 
     def encode(self, image: Tensor, level: int) -> Tensor:
-        """Image -> indices (B, h, w) of a level, int64."""
-        out: Tensor = self.quantisers[level].nearest(self.features(image)[level])  # type: ignore[operator]
-        return out
+        """Image -> indices (B, depth, h, w) of a level, int64."""
+        chosen = self.config.levels[level]
+        coded = self.quantise(self.features(image)[chosen.stack], chosen.stack)
+        return torch.stack(coded.indices[: chosen.depth], 1)
 
     def decode(self, indices: Tensor, level: int) -> Tensor:
-        """The coarse image (B, 3, H, W) that indices (B, h, w) of a level stand for."""
-        return self.coarse(self.quantisers[level].codewords(indices), level)  # type: ignore[operator]
+        """The coarse image (B, 3, H, W) that indices (B, depth, h, w) of a level stand for."""
+        quantisers = self.quantisers[self.config.levels[level].stack]
+        maps = zip(quantisers, indices.unbind(1), strict=False)  # type: ignore[call-overload]
+        codewords = torch.stack([quantiser.codewords(one) for quantiser, one in maps]).sum(0)
+        return self.coarse(codewords, level)
 
     def coarse(self, codewords: Tensor, level: int) -> Tensor:
-        """As `decode`, from codewords (B, D, h, w)."""
-        place = self.config.place(level)
+        """As `decode`, from sums of codewords (B, D, h, w)."""
+        place = self.config.place(self.config.levels[level].stack)
         embedding = self.embedding.weight[level].expand(len(codewords), -1)
         h = self.widen[place](codewords)
         for block in self.out[place]:  # type: ignore[attr-defined]

@@ -55,11 +55,14 @@ class Oscar(nn.Module):
     @property
     def levels(self) -> tuple[RateLevel, ...]:
         """The rate table."""
-        rows = zip(self.config.hyper.levels, self.noise.tolist(), strict=True)
-        return tuple(RateLevel(level.stride, level.codebook_size, 1 - noise) for level, noise in rows)
+        hyper, table = self.config.hyper, []
+        for level, noise in zip(hyper.levels, self.noise.tolist(), strict=True):
+            stack = hyper.stacks[level.stack]
+            table.append(RateLevel(stack.stride, stack.codebook_size, 1 - noise, level.depth))
+        return tuple(table)
 
     def state(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
-        """What the denoiser sees of coarse images (B, 3, H, W) of rate levels (B,), given standard normal noise alike."""
+        """What the denoiser sees of coarse images (B, 3, H, W) of rate levels (B,) and normal noise alike."""
         s = self.noise[levels].view(-1, 1, 1, 1)
         return (1 - s) * coarse + self.config.grain * s * noise
 

@@ -16,19 +16,21 @@ class RateLevel:
     """An entry of a model's rate table.
 
     stride: pixels a token spans, each way. time: flow time in [0, 1] (0 noise, 1 data) at which a noisy latent is as
-    far from the true one as this level's compressed latent.
+    far from the true one as this level's compressed latent. depth: tokens at each place, each of what the ones before
+    left over.
     """
 
     stride: int
     codebook_size: int
     time: float
+    depth: int = 1
 
 
 @dataclass(frozen=True)
 class Tokens:
     """What a picture becomes, and all that its decoder is given.
 
-    indices: (B, h, w) int64, h = H / stride. log_gains: (B, C), the natural logarithm of the norm of the true latent
+    indices: (B, depth, h, w) int64, h = H / stride. log_gains: (B, C), the natural logarithm of the true latent's norm
     over that of the compressed one, by channel; None for models whose gain is learned or 1.
     """
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
 from codling.models.discriminator import Discriminator, hinge_discriminator
-from codling.models.hyper_codec import SAMPLES
+from codling.models.hyper_codec import SAMPLES, Coded
 from codling.models.oscar import Oscar
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage
@@ -36,16 +36,15 @@ class OscarRun(Run[OscarTraining]):
             raise ConfigError(f"training: weights must be of {sorted(oscar_weights())}, got {sorted(config.weights)}")
         torch.manual_seed(config.seed)
         model = Oscar(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for quantiser in model.hyper.quantisers:
-            quantiser.embedding.requires_grad_(False)  # type: ignore[union-attr]
+        model.hyper.quantisers.requires_grad_(False)
         super().__init__(config, device, model, nn.Module())
         self.discriminator = Discriminator(config.discriminator).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator_optimiser = torch.optim.AdamW(
             self.discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.95)
         )
-        self.codebooks = [CodebookAverage(quantiser.embedding) for quantiser in model.hyper.quantisers]  # type: ignore[arg-type]
-        self.errors = torch.ones(len(self.codebooks), device=device)
-        self._features: list[tuple[Tensor, Tensor]] = []
+        self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
+        self.errors = torch.ones(len(config.model.hyper.levels), device=device)
+        self._coded: list[Coded] = []
 
     @property
     def restoring(self) -> bool:
@@ -82,17 +81,19 @@ class OscarRun(Run[OscarTraining]):
         beside the logarithm, and features would outgrow their codewords.
         """
         hyper = self.model.hyper
-        errors, commitment, self._features = [], [], []
+        errors: list[Tensor] = []
+        commitments: list[Tensor] = []
         with self.autocast():
-            for level, features in enumerate(hyper.features(image)):
-                quantised = hyper.quantise(features, level)
-                errors.append(F.mse_loss(hyper.coarse(quantised.codewords, level), image))
-                a_pixel = quantised.commitment * features.shape[1] / SAMPLES
-                commitment.append(a_pixel / errors[-1].detach())
-                self._features.append((features.detach().float(), quantised.indices))
+            self._coded = [hyper.quantise(features, stack) for stack, features in enumerate(hyper.features(image))]
+            for level, chosen in enumerate(hyper.config.levels):
+                coded = self._coded[chosen.stack]
+                codewords = coded.codewords[chosen.depth - 1]
+                errors.append(F.mse_loss(hyper.coarse(codewords, level), image))
+                a_sample = coded.commitments[chosen.depth - 1] * codewords.shape[1] / SAMPLES
+                commitments.append(a_sample / errors[-1].detach())
         found = torch.stack(errors)
         self.errors.lerp_(found.detach(), 1 - min(ERROR_DECAY, (1 + self.step) / (10 + self.step)))
-        return {"alignment": found.log().mean(), "commitment": torch.stack(commitment).mean()}
+        return {"alignment": found.log().mean(), "commitment": torch.stack(commitments).mean()}
 
     def _restoration(self, image: Tensor) -> dict[str, Tensor]:
         """Stage 2: restoration in one step, of tokens at one level a sample, or of a state that needs no tokens."""
@@ -131,9 +132,9 @@ class OscarRun(Run[OscarTraining]):
         with torch.no_grad():
             features = hyper.features(image)
         for level in levels.unique().tolist():
-            chosen = levels == level
+            chosen, of = levels == level, hyper.config.levels[level]
             with torch.no_grad():
-                codewords = hyper.quantise(features[level][chosen], level).codewords
+                codewords = hyper.quantise(features[of.stack][chosen], of.stack).codewords[of.depth - 1]
             out = out.index_put((chosen,), hyper.coarse(codewords, level).to(out.dtype))
         return out
 
@@ -159,18 +160,22 @@ class OscarRun(Run[OscarTraining]):
         self.discriminator_optimiser.step()
 
     def _draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        shares = self.config.level_shares or (1.0,) * len(self.codebooks)
+        shares = self.config.level_shares or (1.0,) * len(self.errors)
         return torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
 
     def after_step(self) -> None:
         """Move the codebooks; at the end of stage 1, settle the noise levels."""
         if self.restoring:
             return
-        for number, (features, indices) in enumerate(self._features):
-            embedding = self.model.hyper.quantisers[number].embedding
-            points = features.movedim(1, -1).flatten(0, 2)
-            self.codebooks[number].update(embedding.data, points, indices.flatten(), seed=self.step)
+        answers = ((x, i) for coded in self._coded for x, i in zip(coded.inputs, coded.indices, strict=True))
+        for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
+            points = inputs.movedim(1, -1).flatten(0, 2)
+            codebook.update(embedding.data, points, indices.flatten(), seed=self.step)
         self.model.set_noise(self.errors)
+
+    def _embeddings(self) -> list[Tensor]:
+        """The codebooks, stack by stack."""
+        return [quantiser.embedding for stack in self.model.hyper.quantisers for quantiser in stack]
 
     def extra_state(self) -> dict[str, Any]:
         return {
@@ -197,7 +202,7 @@ class OscarRun(Run[OscarTraining]):
     def psnr(self, pictures: list[np.ndarray]) -> list[tuple[float, float]]:
         """Mean PSNR in dB of coarse and of restored centre crops by the averaged model, a pair for each level."""
         model, crop = self.averaged_model(), self.config.crop
-        scores = np.zeros((len(self.codebooks), 2))
+        scores = np.zeros((len(self.errors), 2))
         for number, picture in enumerate(pictures):
             top, left = (picture.shape[0] - crop) // 2, (picture.shape[1] - crop) // 2
             square = picture[top : top + crop, left : left + crop] / np.float32(127.5) - 1
