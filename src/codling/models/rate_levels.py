@@ -1,0 +1,59 @@
+"""What an OSCAR model is to the codec: a table of rate levels, and tokens to and from pictures.
+
+OSCAR (Guo et al. 2025) takes a compressed latent for a noisy one: the coarser its tokens, the earlier on the way from
+noise to data. One network, told that place, undoes all of it in one evaluation.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RateLevel:
+    """An entry of a model's rate table.
+
+    stride: pixels a token spans, each way. time: flow time in [0, 1] (0 noise, 1 data) at which a noisy latent is as
+    far from the true one as this level's compressed latent.
+    """
+
+    stride: int
+    codebook_size: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a picture becomes, and all that its decoder is given.
+
+    indices: (B, h, w) int64, h = H / stride. log_gains: (B, C), the natural logarithm of the norm of the true latent
+    over that of the compressed one, by channel; None for models whose gain is learned or 1.
+    """
+
+    indices: Tensor
+    log_gains: Tensor | None = None
+
+
+@runtime_checkable
+class OscarModel(Protocol):
+    """Pictures to tokens and back at several rates.
+
+    levels: by ascending rate. grid: pictures' sides must be multiples of it. Both directions are deterministic, and
+    decoding is one network evaluation.
+    """
+
+    levels: tuple[RateLevel, ...]
+    grid: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, image: Tensor, level: int) -> Tokens:
+        """Image (B, 3, H, W) in [-1, 1] -> tokens at a level."""
+        ...
+
+    def decode(self, tokens: Tokens, level: int) -> Tensor:
+        """Tokens -> image (B, 3, H, W)."""
+        ...
