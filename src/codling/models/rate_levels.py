@@ -44,8 +44,11 @@ class OscarModel(Protocol):
     decoding is one network evaluation.
     """
 
-    levels: tuple[RateLevel, ...]
-    grid: int
+    @property
+    def levels(self) -> tuple[RateLevel, ...]: ...
+
+    @property
+    def grid(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
