@@ -1,7 +1,9 @@
 """The published OSCAR: its importer, the golden file, and its files, on a Stable Diffusion of small size."""
 
+import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from codling.cli.main import app
 from codling.codecs.base import RateTarget
 from codling.codecs.oscar import OscarCodec
 from codling.diffusion.posterior import signal_share
+from codling.diffusion.pseudo_time import cosine
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig, UNetConfig
@@ -254,11 +257,11 @@ def test_directories_that_are_not_stable_diffusion_2_1(stable_diffusion: Path, t
     from safetensors.torch import load_file, save_file
 
     for missing in ("unet", "vae", "scheduler"):
-        copy = tmp_path / missing
-        shutil.copytree(stable_diffusion, copy)
-        shutil.rmtree(copy / missing)
+        incomplete = tmp_path / missing
+        shutil.copytree(stable_diffusion, incomplete)
+        shutil.rmtree(incomplete / missing)
         with pytest.raises(ModelError, match=r"folders unet, vae and scheduler.*any copy of it will do"):
-            importer.load_stable_diffusion(str(copy))
+            importer.load_stable_diffusion(str(incomplete))
 
     other = tmp_path / "epsilon"
     shutil.copytree(stable_diffusion, other)
@@ -318,3 +321,48 @@ def test_import_and_encode_on_the_command_line(
     assert done.exit_code == 0, done.output
     # A header of 10 bytes, level and mode, 4 gains, and 2 x 2 tokens of 10 bits.
     assert (tmp_path / "a.roe").stat().st_size == 10 + 1 + 4 + 5
+
+
+@torch.no_grad()
+def pointing_the_right_way(model: OscarStableDiffusion, images: list[torch.Tensor]) -> OscarStableDiffusion:
+    """Two of its levels, with compressed latents on the true ones' side, as trained ones are."""
+    chosen = (2, 4)
+    other = OscarStableDiffusion(replace(model.config, levels=tuple(model.config.levels[n] for n in chosen)))
+    other.unet, other.autoencoder, other.prompt = model.unet, model.autoencoder, model.prompt
+    other.hyper_encoders = copy.deepcopy(torch.nn.ModuleList(model.hyper_encoders[n] for n in chosen))
+    for level in range(2):
+        tokens = [other.encode(image, level) for image in images]
+        pairs = [
+            (other.latent(image), other.rough_latent(one, level)) for image, one in zip(images, tokens, strict=True)
+        ]
+        if sum(float(cosine(latent, rough).mean()) for latent, rough in pairs) < 0:
+            for parameter in other.hyper_encoder(level).decoder[-1].parameters():
+                parameter.neg_()
+    return other
+
+
+def test_calibrating_writes_tables_and_measures_times(merged: OscarStableDiffusion, tmp_path: Path) -> None:
+    pictures, runner = tmp_path / "pictures", CliRunner()
+    pictures.mkdir()
+    drawn = [noise_picture(64, 64, seed=seed) for seed in range(2)]
+    for number, picture in enumerate(drawn):
+        Image.fromarray(picture).save(pictures / f"{number}.png")
+    right = pointing_the_right_way(merged, [image_of(picture) for picture in drawn])
+    save_model(tmp_path / "right", Parts(right))
+    common = ["--images", str(pictures), "-o", str(tmp_path / "calibrated"), "--precision", "float32"]
+
+    assert "DiffC settings" in str(
+        runner.invoke(app, ["calibrate", str(tmp_path / "right"), *common, "--set", "a=3"]).exception
+    )
+    done = runner.invoke(app, ["calibrate", str(tmp_path / "right"), *common, "--plot", str(tmp_path / "times.png")])
+    assert done.exit_code == 0, done.output
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert rows[:3] == ["level", "0", "1"]
+    assert Image.open(tmp_path / "times.png").width > 100
+    calibrated = registry.load(tmp_path / "calibrated", device=CPU)
+    before = registry.load(tmp_path / "right", device=CPU)
+    sizes = [
+        [len(codec.encode(image_of(drawn[0]), RateTarget(level=n))) for n in range(2)] for codec in (before, calibrated)
+    ]
+    assert all(coded <= raw for raw, coded in zip(*sizes, strict=True))
+    assert sum(sizes[1]) < sum(sizes[0])

@@ -60,10 +60,8 @@ class OscarCodec:
     @torch.inference_mode()
     def encode_level(self, image: Tensor, level: int) -> bytes:
         """Image (1, 3, H, W) in [-1, 1], any size -> payload at a level of the rate table."""
-        height, width = image.shape[-2:]
-        tall, wide = self._padded(height), self._padded(width)
-        padded = F.pad(image.float(), (0, wide - width, 0, tall - height), mode="replicate")
-        return self.pack(self.model.encode(padded.to(self.model.device), level), level)
+        padded = pad_to_grid(image, self.model.grid).to(self.model.device)
+        return self.pack(self.model.encode(padded, level), level)
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
@@ -151,3 +149,9 @@ class OscarCodec:
 
     def _padded(self, side: int) -> int:
         return -(-side // self.model.grid) * self.model.grid
+
+
+def pad_to_grid(image: Tensor, grid: int) -> Tensor:
+    """Image (B, 3, H, W) with its last row and column repeated up to multiples of the grid, float32."""
+    height, width = image.shape[-2:]
+    return F.pad(image.float(), (0, -width % grid, 0, -height % grid), mode="replicate")

@@ -60,3 +60,16 @@ class OscarModel(Protocol):
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W)."""
         ...
+
+
+@runtime_checkable
+class LatentModel(OscarModel, Protocol):
+    """An OSCAR model that shows the latents in between, so that its pseudo-times can be measured."""
+
+    def latent(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> its true latent (B, C, h, w)."""
+        ...
+
+    def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
+        """Tokens -> the compressed latent that the network is given, (B, C, h, w)."""
+        ...
