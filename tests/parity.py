@@ -8,6 +8,7 @@ all files agree, 1 if one does not, 2 if a file is of a kind that is not impleme
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,16 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent / "golden"))
-from fill import filled
-
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from codling.bitstream.bits import pack_bits, unpack_bits
 from codling.bitstream.indices import index_bits
 from codling.diffusion import published
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import guided
 from codling.diffusion.samplers import sampler
+from codling.models.rate_levels import Tokens
+from codling.weights.importers import oscar as oscar_importer
 from codling.weights.importers.cod import config_from_published, model_from_published
+from tests.golden.fill import filled
+from tests.golden.oscar_parts import published_checkpoint, write_stable_diffusion
 
 TOLERANCE = 1e-4
 SAMPLERS = {"adam2": "adams2", "euler": "euler"}
@@ -115,12 +118,36 @@ def diffc(golden: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[Com
     yield "denoised", published.probability_flow(velocity, state, times).numpy(), arrays["denoised"]
 
 
+def oscar(golden: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[Comparison]:
+    """Latents; at every rate indices, rough latent, v and data estimate; where the file has them, images."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_stable_diffusion(golden, Path(directory))
+        base = oscar_importer.load_stable_diffusion(directory)
+    model = oscar_importer.model_from_published(published_checkpoint(golden), base)
+    image = torch.from_numpy(arrays["image"])
+    posterior = model.autoencoder.encode(image).latent_dist
+    yield "vae_mean", posterior.mean.numpy(), arrays["vae_mean"]
+    yield "vae_logvar", posterior.logvar.numpy(), arrays["vae_logvar"]
+    latent = model.latent(image)
+    yield "latents", latent.numpy(), arrays["latents"]
+    for level in range(len(model.levels)):
+        tokens = model.encode(image, level)
+        yield f"rate{level}_indices", tokens.indices.flatten(1).numpy(), arrays[f"rate{level}_indices"]
+        unscaled = Tokens(tokens.indices, torch.zeros(1, model.channels))
+        yield f"rate{level}_z_hat", model.rough_latent(unscaled, level).numpy(), arrays[f"rate{level}_z_hat"]
+        rough = model.rough_latent(tokens, level)
+        yield f"rate{level}_unet", model.velocity(rough, level).numpy(), arrays[f"rate{level}_unet"]
+        yield f"rate{level}_x0", model.denoise(rough, level).numpy(), arrays[f"rate{level}_x0"]
+        if f"rate{level}_image" in arrays:
+            yield f"rate{level}_image", model.decode(tokens, level).numpy(), arrays[f"rate{level}_image"]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Iterator[Comparison]] | None] = {
     "cod_pixel": cod,
     "cod_latent": cod,
     "one_step": None,
     "diffc": diffc,
-    "oscar": None,
+    "oscar": oscar,
 }
 
 

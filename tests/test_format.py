@@ -1,13 +1,17 @@
-"""The worked example of `docs/format.md`, encoded and decoded."""
+"""The worked examples of `docs/format.md`, encoded and decoded."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from codling.bitstream.container import CodecId, Stream, pack, unpack
 from codling.bitstream.entropy import frequencies
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
+from codling.codecs.oscar import OscarCodec
+from codling.models.rate_levels import RateLevel, Tokens
+from tests.oscar_stand_in import Squares
 
 PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
 INDICES = np.array([[0, 2, 1], [2, 0, 1]])
@@ -17,19 +21,20 @@ MODEL = IndexModel(
 )
 
 
-def files_on_the_page() -> list[bytes]:
-    return [bytes.fromhex(line) for line in re.findall(r"^    (b7 72 [0-9a-f ]+)$", PAGE, re.MULTILINE)]
+def files_on_the_page(codec: CodecId) -> list[bytes]:
+    files = [bytes.fromhex(line) for line in re.findall(r"^    (b7 72 [0-9a-f ]+)$", PAGE, re.MULTILINE)]
+    return [file for file in files if unpack(file).codec is codec]
 
 
 def test_example_encodes_to_the_bytes_on_the_page() -> None:
     payloads = [encode_indices(INDICES, 4, MODEL), encode_indices(INDICES, 4, None)]
     files = [pack(Stream(CodecId.COD, 0x123456, 40, 30, payload)) for payload in payloads]
-    assert files == files_on_the_page()
+    assert files == files_on_the_page(CodecId.COD)
 
 
 def test_example_decodes_from_the_bytes_on_the_page() -> None:
-    assert len(files_on_the_page()) == 2
-    for data in files_on_the_page():
+    assert len(files_on_the_page(CodecId.COD)) == 2
+    for data in files_on_the_page(CodecId.COD):
         stream = unpack(data)
         assert (stream.width, stream.height, stream.model_id, stream.codec) == (40, 30, 0x123456, CodecId.COD)
         assert np.array_equal(decode_indices(stream.payload, (2, 3), 4, MODEL), INDICES)
@@ -39,3 +44,29 @@ def test_numbers_quoted_on_the_page() -> None:
     assert frequencies(np.array([8, 4, 2, 1])).tolist() == [8947849, 4473924, 2236962, 1118481]
     assert [MODEL.context(INDICES, row, column) for row in range(2) for column in range(3)] == [8, 2, 5, 6, 4, 0]
     assert int(re.search(r"q = (\d+)", PAGE)[1]) == (0x2E << 56) // ((2**64 - 1) >> 24)
+
+
+class TwoLevels(Squares):
+    levels = (RateLevel(32, 4, 0.3), RateLevel(16, 4, 0.5))
+
+
+def oscar_codec(*, tables: bool) -> OscarCodec:
+    index_models = [MODEL, MODEL] if tables else []
+    return OscarCodec(TwoLevels(), name="two", model_id=0xABCDEF, index_models=index_models, gains=2)
+
+
+def test_oscar_example() -> None:
+    indices = np.array([[0, 2, 1, 2], [2, 0, 1, 1]])
+    contexts = [MODEL.context(indices, row, column) for row in range(2) for column in range(4)]
+    assert contexts == [8, 2, 5, 2, 6, 4, 0, 1]
+    tokens = Tokens(torch.from_numpy(indices)[None, None], torch.tensor([[0.40, -0.22]]))
+    payloads = [oscar_codec(tables=tables).pack(tokens, 1) for tables in (True, False)]
+    files = [pack(Stream(CodecId.OSCAR, 0xABCDEF, 40, 30, payload)) for payload in payloads]
+    assert files == files_on_the_page(CodecId.OSCAR)
+    for file in files:
+        stream = unpack(file)
+        read, level = oscar_codec(tables=True).unpack(stream.payload, height=stream.height, width=stream.width)
+        assert level == 1
+        assert torch.equal(read.indices, tokens.indices)
+        assert read.log_gains is not None
+        assert read.log_gains.tolist() == [[6 / 16, -4 / 16]]

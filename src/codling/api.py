@@ -62,6 +62,7 @@ def encode(
     bpp: float | None = None,
     psnr: float | None = None,
     noise_level: int | None = None,
+    level: int | None = None,
     keep: Collection[Extra] = (),
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
@@ -71,10 +72,11 @@ def encode(
     picture: a path, the bytes of a picture file, a Pillow image, or a uint8 array; any size and mode.
     model: a name (`codling models` lists them), a model's directory, or what `load` returned. None takes
         cod-xs, or diffc-xs where a rate is asked for.
-    codec: the scheme, "cod" or "diffc"; None takes the model's own.
-    max_bytes, bpp, psnr, noise_level: one of them says how far to go: the file's length, met from below; the same in
-        bits a pixel; the PSNR of the faithful picture in dB, met from above; or where DiffC stops, in 1024ths of noise.
-        None goes as far as the model does by default. Codec "cod" has one rate a picture.
+    codec: the scheme, "cod", "diffc" or "oscar"; None takes the model's own.
+    max_bytes, bpp, psnr, noise_level, level: one of them says how far to go: the file's length, met from below; the
+        same in bits a pixel; the PSNR of the faithful picture in dB, met from above; where DiffC stops, in 1024ths of
+        noise; or the entry of OSCAR's rate table, 0 the lowest rate. None goes as far as the model does by default.
+        Codec "cod" has one rate a picture; codec "oscar" takes the highest level that fits the bytes.
     keep: of "alpha", "icc" and "exif", what the file should carry along, losslessly.
     device: "auto", "cpu" or "cuda". max_pixels: larger pictures are refused.
 
@@ -88,7 +90,7 @@ def encode(
     loaded = load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels)
     for message in loaded.warnings:
         warnings.warn(message, PictureWarning, stacklevel=2)
-    asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level))
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level, level))
     coder = load(model or default_model(asked), codec=codec, device=device)
     height, width = loaded.rgb.shape[:2]
     progressive = coder.codec_id in PROGRESSIVE
@@ -103,7 +105,7 @@ def encode(
             f"{empty.header_size}, with {sum(map(len, empty.sections.values()))} bytes of extras kept"
         )
     payload_bytes = None if max_bytes is None else max_bytes - empty.header_size
-    target = RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level)
+    target = RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level, level=level)
     payload = coder.encode(torch.from_numpy(to_image_array(loaded.rgb))[None], target)
     return pack(replace(empty, payload=payload))
 
@@ -206,7 +208,7 @@ def load(
 ) -> "Codec":
     """A model ready to code, for `encode` and `decode` to reuse; what is loaded already is returned as it is.
 
-    codec: "cod" or "diffc", None for the model's own. Raises ModelError, naming the nearest models.
+    codec: "cod", "diffc" or "oscar", None for the model's own. Raises ModelError, naming the nearest models.
     """
     from codling.weights.registry import load as load_from_registry
 

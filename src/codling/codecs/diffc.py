@@ -32,7 +32,7 @@ from codling.codecs.diffc_stream import (
 )
 from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
-from codling.errors import ConfigError, FormatError, ModelError
+from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
 from codling.rcc.plan import LEVELS, ErrorTable, plan_step, worth_coding
 from codling.rcc.spectral import from_spectrum
@@ -55,6 +55,8 @@ class DiffCCodec:
 
     def encode_with(self, settings: DiffCConfig, image: Tensor, target: RateTarget) -> bytes:
         """As `encode`, with other times, threshold or trellis than the model's own; the stream carries them."""
+        if target.level is not None:
+            raise RateError(f'codec "diffc" of model {self.name} has any rate and no levels; ask for max_bytes instead')
         encoder = Encoder(self, settings, image, max_bytes=target.max_bytes)
         if target.max_bytes is not None:
             return encoder.to_bytes(target.max_bytes)

@@ -32,8 +32,7 @@ class PixelOscar:
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W), each picture with the same grain."""
         config = self.network.config.denoiser
-        with self._autocast():
-            coarse = self.network.hyper.decode(tokens.indices, level).float()
+        coarse = self.rough_latent(tokens, level)
         height, width = coarse.shape[-2:]
         drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
         noise = torch.from_numpy(drawn)[None].to(self.device)
@@ -48,6 +47,16 @@ class PixelOscar:
 
         pictures = [blend(on_tiles, one, tiles, overlap=config.overlap, stride=1) for one in coarse.split(1)]
         return torch.cat(pictures)
+
+    def latent(self, image: Tensor) -> Tensor:
+        """The image itself: there is no autoencoder."""
+        return image
+
+    def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
+        """Tokens -> the coarse image (B, 3, H, W)."""
+        with self._autocast():
+            coarse: Tensor = self.network.hyper.decode(tokens.indices, level)
+        return coarse.float()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -17,7 +17,7 @@ class RateLevel:
 
     stride: pixels a token spans, each way. time: flow time in [0, 1] (0 noise, 1 data) at which a noisy latent is as
     far from the true one as this level's compressed latent. depth: tokens at each place, each of what the ones before
-    left over.
+    left over; a level of depth d > 1 has the first d - 1 in common with the level before it in the table.
     """
 
     stride: int
@@ -46,8 +46,11 @@ class OscarModel(Protocol):
     decoding is one network evaluation.
     """
 
-    levels: tuple[RateLevel, ...]
-    grid: int
+    @property
+    def levels(self) -> tuple[RateLevel, ...]: ...
+
+    @property
+    def grid(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -58,4 +61,17 @@ class OscarModel(Protocol):
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class LatentModel(OscarModel, Protocol):
+    """An OSCAR model that shows the latents in between, so that its pseudo-times can be measured."""
+
+    def latent(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> its true latent (B, C, h, w)."""
+        ...
+
+    def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
+        """Tokens -> the compressed latent that the network is given, (B, C, h, w)."""
         ...

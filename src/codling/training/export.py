@@ -17,8 +17,8 @@ from codling.training.data import load_pictures
 from codling.training.index_tables import fit_index_model
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
-from codling.weights.packing import Precision, pack, unpack
-from codling.weights.store import CODEBOOK, Manifest, Parts, save_model
+from codling.weights.packing import Precision, unpack
+from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
@@ -35,7 +35,7 @@ def export_run(
     """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures."""
     model = run.averaged_model().cpu()
     # Tables must describe what the stored weights compute, not those before rounding.
-    model.load_state_dict(unpack(pack(model.state_dict(), precision, exact=frozenset({CODEBOOK}))))
+    model.load_state_dict(unpack(stored_weights(model.state_dict(), precision)))
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
     codec = CoDCodec(model, name="export", model_id=0)

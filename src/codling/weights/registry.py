@@ -11,9 +11,16 @@ from codling.codecs.base import Codec
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
+from codling.codecs.oscar import OscarCodec
+from codling.codecs.oscar_pixel import PixelOscar
 from codling.errors import ModelError
 from codling.models.autoencoder import Autoencoder, StableDiffusionVAE
 from codling.models.cod import CoD
+from codling.models.denoiser import Denoiser
+from codling.models.oscar import Oscar
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion
+from codling.models.rate_levels import OscarModel
+from codling.models.wiener import WienerFilter
 from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
 from codling.weights.store import Model, Parts, load_parts, save_model
 
@@ -52,24 +59,53 @@ def load_by_id(model_id: int, *, device: torch.device, codec: CodecId) -> Codec:
 def load_codec(directory: Path, *, name: str, device: torch.device, codec: CodecId | None = None) -> Codec:
     """A model directory as a codec. Raises ModelError where the model cannot do it, or is damaged."""
     parts, number = load_parts(directory, device=device), model_id(read_config(directory))
-    own = CodecId.COD if isinstance(parts.model, CoD) else CodecId.DIFFC
+    own = own_codec(parts.model)
     codec = own if codec is None else codec
+    if codec is CodecId.OSCAR and own is CodecId.OSCAR:
+        return oscar_codec(parts, name=name, number=number)
     if codec is CodecId.COD and isinstance(parts.model, CoD):
         return cod_codec(parts, name=name, number=number)
     if codec is not CodecId.DIFFC:
         raise ModelError(f"model {name} has no codec {codec.name.lower()}; its own is {own.name.lower()}")
+    backbone = backbone_of(parts, name=name)
     if not parts.error_tables:
         raise ModelError(f"model {name} is not calibrated for DiffC yet: run `codling calibrate {name} --images DIR`")
-    return DiffCCodec(
-        backbone_of(parts, name=name), parts.diffc or DiffCConfig(), parts.error_tables, name=name, model_id=number
-    )
+    return DiffCCodec(backbone, parts.diffc or DiffCConfig(), parts.error_tables, name=name, model_id=number)
+
+
+def own_codec(model: Model) -> CodecId:
+    """The scheme of a model that is asked for none."""
+    if isinstance(model, CoD):
+        return CodecId.COD
+    return CodecId.OSCAR if isinstance(model, Oscar | OscarStableDiffusion) else CodecId.DIFFC
 
 
 def backbone_of(parts: Parts, *, name: str) -> Backbone:
-    """A model as DiffC sees it."""
+    """A model as DiffC sees it. Raises ModelError if it has no velocity."""
     if isinstance(parts.model, CoD):
         return CoDBackbone(cod_codec(parts, name=name, number=0))
-    return DenoiserBackbone(parts.model)
+    if isinstance(parts.model, Denoiser | WienerFilter):
+        return DenoiserBackbone(parts.model)
+    if isinstance(parts.model, Oscar):
+        return DenoiserBackbone(parts.model.denoiser)
+    raise ModelError(f"model {name} has levels and no DiffC; wanted a CoD model, a denoiser, or OSCAR on one")
+
+
+def oscar_codec(parts: Parts, *, name: str, number: int) -> OscarCodec:
+    """An OSCAR model as a codec, prepared for decoding. number: the model's id."""
+    model, gains = oscar_model(parts.model), 0
+    if isinstance(parts.model, OscarStableDiffusion):
+        # The published network wants the norms of the true latent's channels.
+        model, gains = parts.model.prepare(), parts.model.channels
+    return OscarCodec(model, name=name, model_id=number, index_models=parts.index_models, gains=gains)
+
+
+def oscar_model(model: Model) -> OscarModel:
+    """A network as the OSCAR codec sees it."""
+    if isinstance(model, Oscar):
+        return PixelOscar(model)
+    assert isinstance(model, OscarStableDiffusion)
+    return model
 
 
 def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:

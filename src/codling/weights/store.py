@@ -24,24 +24,30 @@ from codling.configuration import from_dict, to_dict
 from codling.errors import ModelError
 from codling.models.cod import CoD, CoDConfig
 from codling.models.denoiser import Denoiser, DenoiserConfig
+from codling.models.oscar import Oscar, OscarConfig
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.rcc.plan import ErrorTable
 from codling.weights.catalogue import CONFIG, FORMAT, read_config
 from codling.weights.packing import Precision, pack, unpack
 
 WEIGHTS = "model.safetensors"
-INDEX_TABLES = ("index_model.groups", "index_model.weights")
+# Integer tables of the indices: `index_model.groups`, or with levels `index_model.3.groups`, and `.weights`.
+INDEX_MODEL, INDEX_PARTS = "index_model", ("groups", "weights")
 # Error tables of DiffC: `error_table.conditional.levels`, ... , of the conditional and the unconditional model.
 ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
-CODEBOOK = "condition_codec.quantiser.embedding"
+# Codebooks decide indices, so they are stored exactly.
+CODEBOOKS = ("quantiser.embedding", ".codebook")
 
-Model = CoD | Denoiser | WienerFilter
-Config = CoDConfig | DenoiserConfig | WienerConfig
+Model = CoD | Denoiser | WienerFilter | Oscar | OscarStableDiffusion
+Config = CoDConfig | DenoiserConfig | WienerConfig | OscarConfig | OscarStableDiffusionConfig
 # Kinds of models: configuration and network.
 KINDS: dict[str, tuple[type[Any], Callable[[Any], Model]]] = {
     "cod": (CoDConfig, CoD),
     "denoiser": (DenoiserConfig, Denoiser),
     "linear": (WienerConfig, WienerFilter),
+    "oscar": (OscarConfig, Oscar),
+    "oscar-stable-diffusion": (OscarStableDiffusionConfig, OscarStableDiffusion),
 }
 
 
@@ -73,10 +79,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model as its directory holds it. error_tables: by whether the model has its condition."""
+    """A model as its directory holds it.
+
+    index_model: tables of a model with one rate. index_models: of one with levels, for each of them, or empty.
+    error_tables: by whether the model has its condition.
+    """
 
     model: Model
     index_model: IndexModel | None = None
+    index_models: tuple[IndexModel, ...] = ()
     error_tables: Mapping[bool, ErrorTable] = field(default_factory=dict)
     diffc: DiffCConfig | None = None
     autoencoder: str = ""
@@ -84,10 +95,11 @@ class Parts:
 
 def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32") -> Manifest:
     """Write a model directory; files appear under their final names only when complete."""
-    stored = pack(parts.model.state_dict(), precision, exact=frozenset({CODEBOOK}))
+    stored = stored_weights(parts.model.state_dict(), precision)
     if parts.index_model is not None:
-        tables = (torch.from_numpy(parts.index_model.groups), torch.from_numpy(parts.index_model.weights))
-        stored |= dict(zip(INDEX_TABLES, tables, strict=True))
+        stored |= _index_tensors(INDEX_MODEL, parts.index_model)
+    for level, index_model in enumerate(parts.index_models):
+        stored |= _index_tensors(f"{INDEX_MODEL}.{level}", index_model)
     for conditional, table in parts.error_tables.items():
         for part in ERROR_PARTS:
             numbers = torch.from_numpy(np.ascontiguousarray(getattr(table, part)))
@@ -105,6 +117,11 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
     return manifest
 
 
+def stored_weights(state: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """State dict -> tensors to store, codebooks exactly."""
+    return pack(state, precision, exact=frozenset(name for name in state if name.endswith(CODEBOOKS)))
+
+
 def load_parts(directory: Path, *, device: torch.device) -> Parts:
     """Read a model directory. Raises ModelError on missing, damaged or mismatched files."""
     manifest = Manifest.read(read_config(directory), str(directory / CONFIG))
@@ -119,15 +136,16 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
         raise ModelError(f"{path} is damaged: {error}") from error
     with torch.device("meta"):
         model = KINDS[manifest.kind][1](manifest.config)
-    weights = {k: v for k, v in stored.items() if k not in INDEX_TABLES and not k.startswith(ERROR_TABLE)}
-    state = unpack(weights)
+    tables = (f"{INDEX_MODEL}.", f"{ERROR_TABLE}.")
+    state = unpack({name: value for name, value in stored.items() if not name.startswith(tables)})
     if set(state) != set(model.state_dict()):
         differing = sorted(set(state) ^ set(model.state_dict()))
         raise ModelError(f"{path} does not fit its configuration; first tensors that differ: {differing[:5]}")
     model.load_state_dict(state, assign=True)
     return Parts(
         model.to(device).requires_grad_(False),
-        _index_model(stored),
+        _index_model(stored, INDEX_MODEL),
+        _index_models(stored),
         {conditional: table for conditional in (True, False) if (table := _error_table(stored, conditional))},
         manifest.diffc,
         manifest.autoencoder,
@@ -140,11 +158,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _index_model(stored: Mapping[str, Tensor]) -> IndexModel | None:
-    if INDEX_TABLES[0] not in stored:
+def _index_tensors(prefix: str, index_model: IndexModel) -> dict[str, Tensor]:
+    return {f"{prefix}.{part}": torch.from_numpy(getattr(index_model, part)) for part in INDEX_PARTS}
+
+
+def _index_model(stored: Mapping[str, Tensor], prefix: str) -> IndexModel | None:
+    if f"{prefix}.{INDEX_PARTS[0]}" not in stored:
         return None
-    groups, weights = (stored[name].numpy() for name in INDEX_TABLES)
+    groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
     return IndexModel(groups, weights)
+
+
+def _index_models(stored: Mapping[str, Tensor]) -> tuple[IndexModel, ...]:
+    models: list[IndexModel] = []
+    while (found := _index_model(stored, f"{INDEX_MODEL}.{len(models)}")) is not None:
+        models.append(found)
+    return tuple(models)
 
 
 def _table_name(conditional: bool) -> str:

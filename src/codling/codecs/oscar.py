@@ -1,0 +1,160 @@
+"""OSCAR: a picture's indices at one of several rates, and one network evaluation to make the picture of them.
+
+encode: image -> model's tokens at a level -> entropy coder -> payload
+decode: payload -> tokens -> one evaluation of the network, told the level -> image
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codling.bitstream.bits import packed_size
+from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel, Mode, decode_maps, encode_maps, index_bits
+from codling.codecs.base import DecodeOptions, RateTarget
+from codling.errors import ConfigError, FormatError, RateError
+from codling.models.rate_levels import OscarModel, Tokens
+
+# Channel gains in natural logarithms, a signed byte each: factors from exp(-8) to exp(7.9), in steps of 6%.
+GAIN_STEP = 1 / 16
+GAIN_RANGE = (-128, 127)
+MODES = len(Mode)
+
+
+class OscarCodec:
+    """An OSCAR model as a codec.
+
+    index_models: integer tables of the map of indices that each level adds; without them indices are coded at fixed
+    width. gains: how many channel gains the model wants transmitted, 0 if it makes do without.
+    """
+
+    codec_id = CodecId.OSCAR
+
+    def __init__(
+        self, model: OscarModel, *, name: str, model_id: int, index_models: Sequence[IndexModel] = (), gains: int = 0
+    ):
+        if index_models and len(index_models) != len(model.levels):
+            raise ConfigError(f"{len(index_models)} index tables for {len(model.levels)} levels; wanted one a level")
+        self.model, self.name, self.model_id, self.gains = model, name, model_id, gains
+        self.index_models = index_models
+
+    def encode(self, image: Tensor, target: RateTarget) -> bytes:
+        """Image (1, 3, H, W) in [-1, 1], any size -> payload (`docs/format.md`, "OSCAR payload").
+
+        At the target's level, at the highest whose payload takes no more than its bytes, or else at the highest there
+        is. Raises RateError on a level out of range, a budget below all levels, and other targets.
+        """
+        if target.psnr is not None or target.noise_level is not None:
+            raise RateError(f'codec "oscar" of model {self.name} has {self._levels}; ask for a level or for max_bytes')
+        if target.level is not None:
+            if not 0 <= target.level < len(self.model.levels):
+                raise RateError(f"model {self.name} has {self._levels}, got level {target.level}")
+            return self.encode_level(image, target.level)
+        if target.max_bytes is None:
+            return self.encode_level(image, len(self.model.levels) - 1)
+        return self._encode_within(image, target.max_bytes)
+
+    @torch.inference_mode()
+    def encode_level(self, image: Tensor, level: int) -> bytes:
+        """Image (1, 3, H, W) in [-1, 1], any size -> payload at a level of the rate table."""
+        padded = pad_to_grid(image, self.model.grid).to(self.model.device)
+        return self.pack(self.model.encode(padded, level), level)
+
+    def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
+        """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
+
+        The network runs once and draws nothing: ConfigError if the options ask for anything else. The seed of a start
+        noise changes nothing, as there is none.
+        """
+        if options.steps not in (None, 1) or options.guidance not in (None, 1.0) or options.sampler is not None:
+            raise ConfigError('codec "oscar" decodes in one step, without guidance or sampler; leave these options out')
+        if options.score_scale != 1.0:
+            raise ConfigError('score_scale is for DiffC streams; codec "oscar" follows no score')
+        tokens, level = self.unpack(payload, height=height, width=width)
+        with torch.inference_mode():
+            image = self.model.decode(self._on_device(tokens), level).float().cpu()
+        return image[..., :height, :width]
+
+    def pack(self, tokens: Tokens, level: int) -> bytes:
+        """Tokens of one picture -> payload."""
+        entry = self.model.levels[level]
+        coded = encode_maps(tokens.indices[0].cpu().numpy(), entry.codebook_size, self._tables(level))
+        return bytes([level * MODES + coded[0]]) + self._pack_gains(tokens.log_gains) + coded[1:]
+
+    def unpack(self, payload: bytes, *, height: int, width: int) -> tuple[Tokens, int]:
+        """Payload of a picture of that size -> tokens and level. Raises FormatError if it cannot be right."""
+        if len(payload) < 1 + self.gains:
+            raise FormatError(f"the payload has {len(payload)} bytes; wanted a level, {self.gains} gains and indices")
+        level, mode = divmod(payload[0], MODES)
+        if level >= len(self.model.levels):
+            raise FormatError(f"the payload claims level {level}; model {self.name} has {self._levels}")
+        entry = self.model.levels[level]
+        shape = (entry.depth, self._padded(height) // entry.stride, self._padded(width) // entry.stride)
+        coded = bytes([mode]) + payload[1 + self.gains :]
+        indices = decode_maps(coded, shape, entry.codebook_size, self._tables(level))
+        gains = np.frombuffer(payload[1 : 1 + self.gains], np.int8).astype(np.float32) * GAIN_STEP
+        return Tokens(torch.from_numpy(indices)[None], torch.from_numpy(gains)[None] if self.gains else None), level
+
+    def _pack_gains(self, log_gains: Tensor | None) -> bytes:
+        count = 0 if log_gains is None else log_gains.shape[1]
+        if count != self.gains:
+            raise ConfigError(f"model {self.name} gave {count} channel gains, its codec was set up for {self.gains}")
+        if log_gains is None:
+            return b""
+        steps = (log_gains[0].double().cpu() / GAIN_STEP).round()
+        low, high = GAIN_RANGE
+        if not bool(((steps >= low) & (steps <= high)).all()):
+            raise RateError(
+                f"the gains of the latent's channels are exp({', '.join(f'{g:.1f}' for g in log_gains[0].tolist())}); "
+                f"wanted between exp({low * GAIN_STEP}) and exp({high * GAIN_STEP}): is the picture one flat colour, "
+                "or the model untrained? Another level or model may do"
+            )
+        return steps.numpy().astype(np.int8).tobytes()
+
+    def _encode_within(self, image: Tensor, max_bytes: int) -> bytes:
+        sizes = []
+        for level in reversed(range(len(self.model.levels))):
+            size = self._raw_size(level, *image.shape[-2:])
+            # Without tables the length is known beforehand, and a level that cannot fit is not worth a network.
+            if not self.index_models and size > max_bytes:
+                sizes.append((size, level))
+                continue
+            payload = self.encode_level(image, level)
+            if len(payload) <= max_bytes:
+                return payload
+            sizes.append((len(payload), level))
+        smallest, level = min(sizes)
+        raise RateError(
+            f'codec "oscar" of model {self.name} needs at least {smallest} bytes (level {level}) for this picture '
+            f"beside its header; {max_bytes} are left. Allow {smallest - max_bytes} more, or use another model"
+        )
+
+    def _raw_size(self, level: int, height: int, width: int) -> int:
+        entry = self.model.levels[level]
+        count = entry.depth * self._padded(height) // entry.stride * (self._padded(width) // entry.stride)
+        return 1 + self.gains + packed_size(count, index_bits(entry.codebook_size))
+
+    def _tables(self, level: int) -> Sequence[IndexModel] | None:
+        """Of each map of a level: those it has in common with the levels before it, and its own."""
+        depth = self.model.levels[level].depth
+        return self.index_models[level - depth + 1 : level + 1] if self.index_models else None
+
+    def _on_device(self, tokens: Tokens) -> Tokens:
+        gains = None if tokens.log_gains is None else tokens.log_gains.to(self.model.device)
+        return Tokens(tokens.indices.to(self.model.device), gains)
+
+    @property
+    def _levels(self) -> str:
+        return f"levels 0 to {len(self.model.levels) - 1}"
+
+    def _padded(self, side: int) -> int:
+        return -(-side // self.model.grid) * self.model.grid
+
+
+def pad_to_grid(image: Tensor, grid: int) -> Tensor:
+    """Image (B, 3, H, W) with its last row and column repeated up to multiples of the grid, float32."""
+    height, width = image.shape[-2:]
+    return F.pad(image.float(), (0, -width % grid, 0, -height % grid), mode="replicate")

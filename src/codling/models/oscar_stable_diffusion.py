@@ -1,0 +1,212 @@
+"""The published OSCAR: a hyper-encoder for each rate before Stable Diffusion 2.1, which runs once (`diffusers` extra).
+
+latent z = autoencoder's mean;  rough z' = hyper-encoder of the level, each channel scaled to the norm of z's
+v = UNet(z', the level's timestep, learned prompt);  z estimate = sqrt(a) z' - sqrt(1 - a) v;  image = autoencoder(it)
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codling.errors import ModelError
+from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
+from codling.models.rate_levels import RateLevel, Tokens
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Settings of `diffusers`' UNet2DConditionModel that Stable Diffusions differ in; defaults are those of 2.1."""
+
+    sample_size: int = 96
+    in_channels: int = 4
+    out_channels: int = 4
+    layers_per_block: int = 2
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    cross_attention_dim: int = 1024
+    attention_head_dim: tuple[int, ...] = (5, 10, 20, 20)
+    use_linear_projection: bool = True
+    upcast_attention: bool = True
+    norm_num_groups: int = 32
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The same of `diffusers`' AutoencoderKL."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 768
+    scaling_factor: float = 0.18215
+
+    @property
+    def stride(self) -> int:
+        """Pixels a latent pixel spans."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """A rate level. timestep: 0 to 999, at which the UNet takes the rough latent to be."""
+
+    hyper_encoder: HyperEncoderConfig
+    timestep: int
+
+
+@dataclass(frozen=True)
+class OscarStableDiffusionConfig:
+    """The whole model. The noise schedule is Stable Diffusion's "scaled linear" one; the UNet predicts v.
+
+    levels: by ascending rate. prompt_tokens: rows of the learned prompt.
+    """
+
+    levels: tuple[LevelConfig, ...]
+    unet: UNetConfig
+    autoencoder: AutoencoderConfig
+    prompt_tokens: int = 77
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    train_timesteps: int = 1000
+
+    @property
+    def grid(self) -> int:
+        """Sides that the coarsest token and the UNet's levels divide."""
+        unet = 2 ** (len(self.unet.block_out_channels) - 1)
+        return self.autoencoder.stride * max(unet, *(level.hyper_encoder.stride for level in self.levels))
+
+    def signal_shares(self) -> Tensor:
+        """The schedule's alpha-bar, (train_timesteps,), float32 as published."""
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_timesteps, device="cpu") ** 2
+        return (1 - betas).cumprod(0)
+
+
+class OscarStableDiffusion(nn.Module):
+    """Keeps the contract of `OscarModel`; its tokens carry the gains of the latent's channels."""
+
+    def __init__(self, config: OscarStableDiffusionConfig):
+        super().__init__()
+        unet_class, autoencoder_class = diffusers_classes()
+        self.config = config
+        self.unet: Any = unet_class(**asdict(config.unet))
+        self.autoencoder: Any = autoencoder_class(**asdict(config.autoencoder))
+        self.hyper_encoders = nn.ModuleList(HyperEncoder(level.hyper_encoder) for level in config.levels)
+        self.prompt = nn.Parameter(torch.zeros(config.prompt_tokens, config.unet.cross_attention_dim))
+        self.eval()
+
+    @property
+    def channels(self) -> int:
+        """Of the latent, and so the gains a picture has."""
+        return self.config.autoencoder.latent_channels
+
+    @property
+    def grid(self) -> int:
+        return self.config.grid
+
+    @property
+    def device(self) -> torch.device:
+        return self.prompt.device
+
+    @cached_property
+    def levels(self) -> tuple[RateLevel, ...]:
+        stride, shares = self.config.autoencoder.stride, self.config.signal_shares().double()
+        times = shares.sqrt() / (shares.sqrt() + (1 - shares).sqrt())
+        return tuple(
+            RateLevel(
+                stride * level.hyper_encoder.stride, level.hyper_encoder.codebook_size, float(times[level.timestep])
+            )
+            for level in self.config.levels
+        )
+
+    def encode(self, image: Tensor, level: int) -> Tokens:
+        """Image (B, 3, H, W) in [-1, 1] -> tokens. The latent is the posterior's mean; published, a sample of it."""
+        latent = self.latent(image)
+        indices = self.hyper_encoder(level).indices(latent)
+        rough = self.hyper_encoder(level).latent(indices)
+        return Tokens(indices[:, None], (channel_norms(latent) / channel_norms(rough)).log())
+
+    def decode(self, tokens: Tokens, level: int) -> Tensor:
+        """Tokens -> image (B, 3, H, W) in [-1, 1]."""
+        latent = self.denoise(self.rough_latent(tokens, level), level)
+        image: Tensor = self.autoencoder.decode(latent / self.config.autoencoder.scaling_factor).sample
+        return image.clamp(-1, 1)
+
+    def latent(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> latent (B, C, H / 8, W / 8), scaled to about unit variance."""
+        mean: Tensor = self.autoencoder.encode(image).latent_dist.mean
+        return mean * self.config.autoencoder.scaling_factor
+
+    def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
+        """What the tokens say of the latent, (B, C, H / 8, W / 8), every channel at its transmitted norm."""
+        if tokens.log_gains is None:
+            raise ModelError("the tokens carry no gains, but this model's latents are scaled by them")
+        return self.hyper_encoder(level).latent(tokens.indices[:, 0]) * tokens.log_gains.exp()[..., None, None]
+
+    def velocity(self, rough: Tensor, level: int) -> Tensor:
+        """The UNet's v = sqrt(a) noise - sqrt(1 - a) data (Salimans and Ho 2022) at a level's timestep."""
+        timestep = torch.full(rough.shape[:1], self.config.levels[level].timestep, device=rough.device)
+        prompt = self.prompt.expand(len(rough), -1, -1)
+        v: Tensor = self.unet(rough, timestep, encoder_hidden_states=prompt).sample
+        return v
+
+    def denoise(self, rough: Tensor, level: int) -> Tensor:
+        """The latent that one evaluation makes of a rough one."""
+        share = float(self.config.signal_shares()[self.config.levels[level].timestep])
+        return share**0.5 * rough - (1 - share) ** 0.5 * self.velocity(rough, level)
+
+    def hyper_encoder(self, level: int) -> HyperEncoder:
+        module = self.hyper_encoders[level]
+        assert isinstance(module, HyperEncoder)
+        return module
+
+    def prepare(self) -> "OscarStableDiffusion":
+        """A new model, sharing this one's tensors, for decoding: the prompt never changes, so its keys and values in
+        every attention layer are computed once and their projections are dropped."""
+        shared = {id(tensor): tensor for tensor in self.parameters()}
+        other = copy.deepcopy(self, shared)
+        with torch.no_grad():
+            for name, module in list(other.unet.named_modules()):
+                if name.endswith(".attn2"):
+                    module.to_k, module.to_v = (
+                        Constant(layer(self.prompt[None])) for layer in (module.to_k, module.to_v)
+                    )
+        return other
+
+
+class Constant(nn.Module):
+    """In the place of a layer whose input is always the same: its output, (1, n, C)."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.register_buffer("value", value)
+        self.value: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value.expand(len(x), -1, -1)
+
+
+def channel_norms(latent: Tensor) -> Tensor:
+    """(B, C, H, W) -> Euclidean norms over space, (B, C)."""
+    return latent.flatten(2).norm(dim=-1)
+
+
+def diffusers_classes() -> tuple[Any, Any]:
+    """UNet2DConditionModel and AutoencoderKL. Raises ModelError where `diffusers` is not installed."""
+    try:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+    except ImportError as error:
+        raise ModelError(
+            "this model is made of Stable Diffusion's parts, which need the package `diffusers`: "
+            "pip install 'codling[diffusers]'"
+        ) from error
+    return UNet2DConditionModel, AutoencoderKL

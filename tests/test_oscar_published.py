@@ -1,0 +1,368 @@
+"""The published OSCAR: its importer, the golden file, and its files, on a Stable Diffusion of small size."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import codling
+from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel
+from codling.cli.main import app
+from codling.codecs.base import RateTarget
+from codling.codecs.oscar import OscarCodec
+from codling.diffusion.posterior import signal_share
+from codling.diffusion.pseudo_time import cosine
+from codling.errors import ModelError
+from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig, UNetConfig
+from codling.models.rate_levels import OscarModel, Tokens
+from codling.weights import registry
+from codling.weights.importers import oscar as importer
+from codling.weights.store import Parts, load_parts, save_model
+from tests.conftest import noise_picture
+from tests.golden.oscar_parts import golden_oscar, published_checkpoint, write_stable_diffusion
+from tests.test_oscar import image_of
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parent / "golden"
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "oscar.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("hub") / "stable-diffusion"
+    write_stable_diffusion(golden_oscar(), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> dict[str, Any]:
+    return published_checkpoint(golden_oscar())
+
+
+@pytest.fixture(scope="module")
+def merged(stable_diffusion: Path, checkpoint: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("published") / "oscar.pkl"
+    torch.save(checkpoint, path)
+    return importer.import_oscar(path, str(stable_diffusion))
+
+
+@pytest.fixture(scope="module")
+def directory(merged: OscarStableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "published"
+    save_model(path, Parts(merged, index_models=tables(merged)))
+    return path
+
+
+def tables(model: OscarStableDiffusion) -> tuple[IndexModel, ...]:
+    """Tables that tell the levels apart: all indices alike but the level's own number."""
+    sizes = [level.codebook_size for level in model.levels]
+    weights = [np.where(np.arange(size) == n, 900, 100)[None].repeat(4, 0) for n, size in enumerate(sizes)]
+    return tuple(
+        IndexModel(np.zeros(size, np.uint8), weight.astype(np.uint16))
+        for size, weight in zip(sizes, weights, strict=True)
+    )
+
+
+def agrees(ours: torch.Tensor, theirs: np.ndarray) -> bool:
+    if theirs.dtype.kind == "i":
+        return np.array_equal(ours.numpy().reshape(theirs.shape), theirs)
+    return float(np.abs(ours.numpy() - theirs).max()) <= 1e-4 * max(1.0, float(np.abs(theirs).max()))
+
+
+@torch.no_grad()
+def test_adapters_apart_compute_what_the_published_code_does(
+    stable_diffusion: Path, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
+    base = importer.load_stable_diffusion(str(stable_diffusion))
+    model = importer.model_from_published(checkpoint, base)
+    assert "unet.conv_in.lora_A.default_encoder.weight" in model.state_dict()
+    image = torch.from_numpy(arrays["image"])
+    for level in (0, 7):
+        tokens = model.encode(image, level)
+        rough = model.rough_latent(tokens, level)
+        assert agrees(tokens.indices[:, 0], arrays[f"rate{level}_indices"])
+        assert agrees(model.velocity(rough, level), arrays[f"rate{level}_unet"])
+
+
+@torch.no_grad()
+def test_merged_and_prepared_it_computes_the_same_at_every_rate(
+    merged: OscarStableDiffusion, arrays: dict[str, np.ndarray]
+) -> None:
+    assert not [name for name in merged.state_dict() if "lora" in name]
+    prepared = merged.prepare()
+    image = torch.from_numpy(arrays["image"])
+    for level in range(8):
+        tokens = prepared.encode(image, level)
+        assert agrees(tokens.indices[:, 0], arrays[f"rate{level}_indices"])
+        rough = prepared.rough_latent(tokens, level)
+        assert agrees(prepared.denoise(rough, level), arrays[f"rate{level}_x0"])
+        assert agrees(merged.velocity(rough, level), arrays[f"rate{level}_unet"])
+        if f"rate{level}_image" in arrays:
+            assert agrees(prepared.decode(tokens, level), arrays[f"rate{level}_image"])
+
+
+def test_preparing_leaves_the_model_as_it_was(merged: OscarStableDiffusion) -> None:
+    before = set(merged.state_dict())
+    prepared = merged.prepare()
+    dropped = {name for name in before if ".attn2.to_k." in name or ".attn2.to_v." in name}
+    assert dropped
+    assert set(merged.state_dict()) == before
+    assert before - set(prepared.state_dict()) == dropped
+    assert prepared.unet.conv_in.weight is merged.unet.conv_in.weight
+
+
+def test_levels_are_the_published_table(merged: OscarStableDiffusion) -> None:
+    golden = golden_oscar()
+    for level, bpp, step in zip(merged.levels, golden["bpps"], golden["timesteps"], strict=True):
+        side, size = golden["rate_table"][str(bpp)]
+        assert (level.stride, level.codebook_size) == (512 // side, size)
+        share = float(merged.config.signal_shares()[step])
+        assert signal_share(1 - level.time) == pytest.approx(share, rel=1e-5)
+    assert isinstance(merged, OscarModel)
+    assert merged.grid == 64
+
+
+def test_files_of_the_published_model(directory: Path) -> None:
+    codec = registry.load(directory, device=CPU)
+    assert isinstance(codec, OscarCodec)
+    picture = noise_picture(50, 100)
+    for level, tokens in ((0, 1 * 2), (3, 4 * 8)):
+        file = codling.encode(picture, model=codec, level=level)
+        header = codling.info(file).header_bytes
+        bits = (codec.model.levels[level].codebook_size - 1).bit_length()
+        assert len(file) - header <= 1 + 4 + -(-tokens * bits // 8)
+        assert codling.decode(file, model=codec).size == (100, 50)
+
+
+def test_the_gains_reach_the_decoder(merged: OscarStableDiffusion) -> None:
+    """Law 1: with another true norm and the same indices, only the transmitted gains differ."""
+    codec = OscarCodec(merged, name="x", model_id=1, gains=4)
+    image = image_of(noise_picture(64, 64))
+    tokens = merged.encode(image, 2)
+    assert tokens.log_gains is not None
+    with torch.no_grad():
+        latent, read = (
+            merged.latent(image),
+            codec.unpack(codec.encode(image, RateTarget(level=2)), height=64, width=64)[0],
+        )
+        rough = merged.rough_latent(read, 2)
+    ratio = (latent.flatten(2).norm(dim=-1) / rough.flatten(2).norm(dim=-1)).log()
+    assert float(ratio.abs().max()) <= 1 / 32 + 1e-5
+
+
+def test_tables_are_kept_level_by_level(merged: OscarStableDiffusion, directory: Path) -> None:
+    parts = load_parts(directory, device=CPU)
+    assert parts.index_model is None
+    for read, written in zip(parts.index_models, tables(merged), strict=True):
+        assert np.array_equal(read.groups, written.groups)
+        assert np.array_equal(read.weights, written.weights)
+    codec = registry.load(directory, device=CPU)
+    assert isinstance(codec, OscarCodec)
+    assert codec.gains == 4
+    indices = torch.full((1, 1, 8, 8), 7)
+    sizes = [len(codec.pack(Tokens(indices, torch.zeros(1, 4)), level)) for level in (6, 7)]
+    assert sizes[1] < sizes[0]
+
+
+def test_codebooks_are_stored_exactly_at_every_precision(merged: OscarStableDiffusion, tmp_path: Path) -> None:
+    save_model(tmp_path, Parts(merged), precision="float16")
+    stored = load_parts(tmp_path, device=CPU).model
+    assert isinstance(stored, OscarStableDiffusion)
+    for ours, theirs in zip(stored.hyper_encoders, merged.hyper_encoders, strict=True):
+        assert torch.equal(ours.codebook, theirs.codebook)
+    assert not torch.equal(stored.prompt, merged.prompt)
+    with pytest.raises(ModelError, match="has no codec diffc; its own is oscar"):
+        registry.load(tmp_path, device=CPU, codec=CodecId.DIFFC)
+
+
+def drop(group: str, name: str) -> Change:
+    return lambda checkpoint: checkpoint[group].pop(name)
+
+
+def put(group: str, name: str, value: Any) -> Change:
+    return lambda checkpoint: checkpoint[group].__setitem__(name, value)
+
+
+CODES = "3.quantizer._codebook.embed"
+DOWN = "conv_in.lora_A.default_encoder.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            drop("hyper_encoders", "2.proj.12.bias"),
+            r"missing from the checkpoint: hyper_encoders\.2\.decoder\.12\.bias",
+        ),
+        (put("hyper_encoders", "2.surprise", torch.zeros(1)), r"not in our model: hyper_encoders\.2\.surprise"),
+        (put("hyper_encoders", "8.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; wanted 8"),
+        (drop("hyper_encoders", CODES), "not PerCo's"),
+        (drop("state_dict_unet", DOWN), r"missing from the checkpoint: unet\.conv_in\.lora_A"),
+        (put("state_dict_unet", "conv_out.surprise", torch.zeros(1)), r"not in our model: unet\.conv_out\.surprise"),
+        (put("state_dict_unet", DOWN, torch.zeros(5, 4, 3, 3)), "rank 4, but conv_in.lora_A.* has 5"),
+        (put("state_dict_unet", "conv_in.base_layer.bias", torch.zeros(5)), r"shape \(5,\), wanted \(32,\)"),
+        (lambda checkpoint: checkpoint.update(rank_unet=16), "adapters have rank 16, but .* has 4"),
+        (lambda checkpoint: checkpoint.update(embeddings=torch.zeros(77, 768)), r"prompt has shape \(77, 768\)"),
+        (
+            lambda checkpoint: checkpoint["unet_lora_others_modules"].append("mid_block.nothing"),
+            "changes layers that this UNet has not: .*mid_block.nothing",
+        ),
+    ],
+)
+def test_every_tensor_is_consumed_and_every_one_filled(
+    change: Change, message: str, stable_diffusion: Path, checkpoint: dict[str, Any]
+) -> None:
+    changed = {key: value.copy() if isinstance(value, dict | list) else value for key, value in checkpoint.items()}
+    change(changed)
+    base = importer.load_stable_diffusion(str(stable_diffusion))
+    with pytest.raises(ModelError, match=message):
+        importer.model_from_published(changed, base)
+
+
+def test_files_that_are_not_the_checkpoint(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    path = tmp_path / "x.pkl"
+    for content, message in [
+        ({**checkpoint, "extra": 1}, "lacks nothing and has .'extra'. beside"),
+        ({"rank_unet": 16}, "lacks .*'embeddings'"),
+        ([1, 2], "is not a published OSCAR"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=message):
+            importer.read_checkpoint(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="weights_only=True"):
+        importer.read_checkpoint(path)
+
+
+def test_directories_that_are_not_stable_diffusion_2_1(stable_diffusion: Path, tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from safetensors.torch import load_file, save_file
+
+    for missing in ("unet", "vae", "scheduler"):
+        incomplete = tmp_path / missing
+        shutil.copytree(stable_diffusion, incomplete)
+        shutil.rmtree(incomplete / missing)
+        with pytest.raises(ModelError, match=r"folders unet, vae and scheduler.*any copy of it will do"):
+            importer.load_stable_diffusion(str(incomplete))
+
+    other = tmp_path / "epsilon"
+    shutil.copytree(stable_diffusion, other)
+    settings = golden_oscar()["scheduler"]
+    DDPMScheduler(**{**settings, "prediction_type": "epsilon"}).save_pretrained(other / "scheduler")
+    with pytest.raises(ModelError, match=r"predicts epsilon; wanted .* not its -base model"):
+        importer.load_stable_diffusion(str(other))
+
+    DDPMScheduler(**settings).save_pretrained(other / "scheduler")
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["encoder.conv_in.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(ModelError, match=r"vae do not fit their configuration: .*encoder\.conv_in"):
+        importer.load_stable_diffusion(str(other))
+
+    shutil.copytree(stable_diffusion / "vae", other / "vae", dirs_exist_ok=True)
+    UNet2DConditionModel(**golden_oscar()["unet"], act_fn="gelu").save_pretrained(other / "unet")
+    with pytest.raises(ModelError, match=r"settings that Stable Diffusion 2\.1 does not: .*act_fn"):
+        importer.load_stable_diffusion(str(other))
+
+
+def test_our_settings_default_to_stable_diffusion_2_1() -> None:
+    """The grid and the times of the real model, without its weights."""
+    full = OscarStableDiffusionConfig(levels=(), unet=UNetConfig(), autoencoder=importer.AutoencoderConfig())
+    shares = full.signal_shares().sqrt()
+    rounded = [round(float(shares[step]), 3) for step in importer.TIMESTEPS]
+    assert rounded == [0.526, 0.652, 0.757, 0.79, 0.859, 0.877, 0.894, 0.91]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("features", [16, 24])
+def test_hyper_encoders_at_every_stride(stride: int, features: int) -> None:
+    encoder = HyperEncoder(HyperEncoderConfig(stride, 7, width=8, feature_width=features, codebook_width=16))
+    with torch.no_grad():
+        indices = encoder.indices(torch.randn(1, 4, 16, 24))
+        assert indices.shape == (1, 16 // stride, 24 // stride)
+        assert encoder.latent(indices).shape == (1, 4, 16, 24)
+    names = {name.split(".")[0] for name in encoder.state_dict()}
+    assert ("project_in" in names) == (features != 16)
+
+
+def test_import_and_encode_on_the_command_line(
+    stable_diffusion: Path, checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(checkpoint, tmp_path / "oscar.pkl")
+    Image.fromarray(noise_picture(64, 64)).save(tmp_path / "a.png")
+    model, runner = tmp_path / "model", CliRunner()
+    weights = ["--weights", tmp_path / "oscar.pkl", "--stable-diffusion", stable_diffusion, "-o", model]
+    command = [str(word) for word in ("models", "import", "oscar", *weights)]
+    done = runner.invoke(app, [*command, "--precision", "float16"])
+    assert done.exit_code == 0, done.output
+    assert "use it with --model" in done.stdout
+    again = runner.invoke(app, command)
+    assert "--force" in str(again.exception)
+    done = runner.invoke(app, ["encode", str(tmp_path / "a.png"), "-m", str(model), "--level", "1"])
+    assert done.exit_code == 0, done.output
+    # A header of 10 bytes, level and mode, 4 gains, and 2 x 2 tokens of 10 bits.
+    assert (tmp_path / "a.roe").stat().st_size == 10 + 1 + 4 + 5
+
+
+@torch.no_grad()
+def pointing_the_right_way(model: OscarStableDiffusion, images: list[torch.Tensor]) -> OscarStableDiffusion:
+    """Two of its levels, with compressed latents on the true ones' side, as trained ones are."""
+    chosen = (2, 4)
+    other = OscarStableDiffusion(replace(model.config, levels=tuple(model.config.levels[n] for n in chosen)))
+    other.unet, other.autoencoder, other.prompt = model.unet, model.autoencoder, model.prompt
+    other.hyper_encoders = copy.deepcopy(torch.nn.ModuleList(model.hyper_encoders[n] for n in chosen))
+    for level in range(2):
+        tokens = [other.encode(image, level) for image in images]
+        pairs = [
+            (other.latent(image), other.rough_latent(one, level)) for image, one in zip(images, tokens, strict=True)
+        ]
+        if sum(float(cosine(latent, rough).mean()) for latent, rough in pairs) < 0:
+            for parameter in other.hyper_encoder(level).decoder[-1].parameters():
+                parameter.neg_()
+    return other
+
+
+def test_calibrating_writes_tables_and_measures_times(merged: OscarStableDiffusion, tmp_path: Path) -> None:
+    pictures, runner = tmp_path / "pictures", CliRunner()
+    pictures.mkdir()
+    drawn = [noise_picture(64, 64, seed=seed) for seed in range(2)]
+    for number, picture in enumerate(drawn):
+        Image.fromarray(picture).save(pictures / f"{number}.png")
+    right = pointing_the_right_way(merged, [image_of(picture) for picture in drawn])
+    save_model(tmp_path / "right", Parts(right))
+    common = ["--images", str(pictures), "-o", str(tmp_path / "calibrated"), "--precision", "float32"]
+
+    assert "DiffC settings" in str(
+        runner.invoke(app, ["calibrate", str(tmp_path / "right"), *common, "--set", "a=3"]).exception
+    )
+    done = runner.invoke(app, ["calibrate", str(tmp_path / "right"), *common, "--plot", str(tmp_path / "times.png")])
+    assert done.exit_code == 0, done.output
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert rows[:3] == ["level", "0", "1"]
+    assert Image.open(tmp_path / "times.png").width > 100
+    calibrated = registry.load(tmp_path / "calibrated", device=CPU)
+    before = registry.load(tmp_path / "right", device=CPU)
+    sizes = [
+        [len(codec.encode(image_of(drawn[0]), RateTarget(level=n))) for n in range(2)] for codec in (before, calibrated)
+    ]
+    assert all(coded <= raw for raw, coded in zip(*sizes, strict=True))
+    assert sum(sizes[1]) < sum(sizes[0])
