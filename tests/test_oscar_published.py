@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from codling.codecs.oscar import OscarCodec
 from codling.diffusion.posterior import signal_share
 from codling.diffusion.pseudo_time import cosine
 from codling.errors import ModelError
+from codling.evaluation.contenders import parse_spec
 from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig, UNetConfig
 from codling.models.rate_levels import OscarModel, Tokens
@@ -150,6 +153,37 @@ def test_files_of_the_published_model(directory: Path) -> None:
         bits = (codec.model.levels[level].codebook_size - 1).bit_length()
         assert len(file) - header <= 1 + 4 + -(-tokens * bits // 8)
         assert codling.decode(file, model=codec).size == (100, 50)
+
+
+DECODE = """
+import sys, numpy as np, torch, codling
+torch.set_num_threads(2)
+data = open(sys.argv[1], "rb").read()
+np.save(sys.argv[3], np.asarray(codling.decode(data, model=sys.argv[2], device="cpu")))
+"""
+
+
+def test_a_fresh_process_decodes_the_bytes_with_another_number_of_threads(directory: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        codec = registry.load(directory, device=CPU)
+        data = codling.encode(noise_picture(70, 90), model=codec, level=3)
+        here = np.asarray(codling.decode(data, model=codec)).astype(int)
+    finally:
+        torch.set_num_threads(threads)
+    (tmp_path / "x.roe").write_bytes(data)
+    command = [sys.executable, "-c", DECODE, str(tmp_path / "x.roe"), str(directory), str(tmp_path / "x.npy")]
+    subprocess.run(command, check=True)
+    assert np.abs(np.load(tmp_path / "x.npy").astype(int) - here).max() <= 1
+
+
+def test_evaluation_compares_its_levels(directory: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise_picture(64, 64)).save(tmp_path / "a.png")
+    codec = registry.load(directory, device=CPU)
+    for setting in parse_spec(f"{directory}:level=0,5"):
+        level = int(dict(setting.options)["level"])
+        assert setting.encode(tmp_path / "a.png") == codling.encode(tmp_path / "a.png", model=codec, level=level)
 
 
 def test_the_gains_reach_the_decoder(merged: OscarStableDiffusion) -> None:

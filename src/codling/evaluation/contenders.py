@@ -26,6 +26,7 @@ import PIL
 from PIL import Image, features
 
 from codling import api
+from codling.bitstream.container import CodecId
 from codling.configuration import suggest
 from codling.errors import ConfigError, FormatError
 from codling.evaluation import learned
@@ -99,8 +100,10 @@ class Setting:
             with Image.open(path) as opened:
                 return learned.encode(np.asarray(opened.convert("RGB")), self.name, self._quality)
         if self.name not in CLASSICAL:
-            rate = {ROE_RATES[key]: ROE_KEYS[key](value) for key, value in self.options if key in ROE_RATES}
-            return api.encode(path, model=self._model(), **rate)
+            model = self._model()
+            names = ROE_RATES | {"level": "level"} if model.codec_id is CodecId.OSCAR else ROE_RATES
+            rate = {names[key]: ROE_KEYS[key](value) for key, value in self.options if key in names}
+            return api.encode(path, model=model, **rate)
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
         excess = (-picture.width % self.factor, -picture.height % self.factor)
@@ -166,7 +169,7 @@ ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
     "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float,
     "codec": str, "bytes": int, "bpp": float, "psnr": float, "level": int,
 }  # fmt: skip
-# What `encode` calls the keys that set a rate.
+# What `encode` calls the keys that set a rate; a level is DiffC's noise level, but of OSCAR an entry of its table.
 ROE_RATES = {"bytes": "max_bytes", "bpp": "bpp", "psnr": "psnr", "level": "noise_level"}
 CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}
 
