@@ -223,7 +223,7 @@ def test_codebooks_are_stored_exactly_at_every_precision(merged: OscarStableDiff
     for ours, theirs in zip(stored.hyper_encoders, merged.hyper_encoders, strict=True):
         assert torch.equal(ours.codebook, theirs.codebook)
     assert not torch.equal(stored.prompt, merged.prompt)
-    with pytest.raises(ModelError, match="has no codec diffc; its own is oscar"):
+    with pytest.raises(ModelError, match="has levels and no DiffC"):
         registry.load(tmp_path, device=CPU, codec=CodecId.DIFFC)
 
 
