@@ -52,7 +52,7 @@ class HyperCodecConfig:
     width of a level's embedding.
     """
 
-    stacks: tuple[Stack, ...] = (Stack(64, 256), Stack(32, 512, 2), Stack(16, 128), Stack(16, 1024, 4))
+    stacks: tuple[Stack, ...] = (Stack(64, 256), Stack(32, 512, 3), Stack(16, 1024, 4))
     codeword_width: int = 40
     widths: tuple[int, ...] = (96, 128, 160, 128)
     encoder_blocks: tuple[int, ...] = (3, 2, 2, 1)
