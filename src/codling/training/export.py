@@ -38,16 +38,19 @@ def export_run(
     model.load_state_dict(unpack(pack(model.state_dict(), precision, exact=frozenset({CODEBOOK}))))
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
+    # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     codec = CoDCodec(model, name="export", model_id=0)
-    data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=pictures).pictures
+    data = load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures
     maps = index_maps(codec, data)
     tables = fit_index_model(maps, run.config.model.condition.codebook_size)
-    return save_model(directory, Parts(model, index_model=tables), precision=precision)
+    return save_model(
+        directory, Parts(model, index_model=tables, autoencoder=run.config.autoencoder), precision=precision
+    )
 
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error table."""
-    data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=count).pictures
+    data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
     images = (
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)

@@ -8,27 +8,38 @@ from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.denoiser import DenoiserConfig
 from codling.models.dit import TransformerConfig
 
+KEEP = ("auto", "device", "memory", "stream")
+
 
 def published_weights() -> dict[str, float]:
     """Weights of the published objective: the quantiser's loss counts 0.25, its codebook part 0.25 of that."""
-    return {"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0625}
+    return {
+        "flow": 1.0, "one_step": 1.0, "reconstruction": 1.0, "alignment": 0.5, "codec_alignment": 0.5,
+        "commitment": 0.25, "codebook": 0.0625,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every training run has.
 
-    data, validation: directories of tar shards or pictures. validation may be empty: then nothing is validated.
+    data, validation: pictures, as `shards` reads them: a directory, or tar shards by path or URL. validation may be
+        empty: then nothing is validated. keep: where decoded pictures wait, "device", "memory", "auto" (on the device
+        if they fit), or "stream": read from shards again and again, `window` of them in memory at a time.
     crop: side of the training squares in pixels. scales: how much they are enlarged, least and most. batch: squares a
     step. steps: length of the run.
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
         that a run can be lengthened or brought to its end without starting over.
     average: decay of the weight average. clip: largest gradient norm.
-    precision: "bfloat16" (autocast) or "float32".
+    precision: "bfloat16" (autocast) or "float32". compile: compile the networks (torch.compile).
+    log_every, checkpoint_every, validate_every: in steps; None validates at every checkpoint. validation_pictures: how
+        many of them at most.
     """
 
     data: str = ""
     validation: str = ""
+    keep: str = "auto"
+    window: int = 4
     crop: int = 256
     scales: tuple[float, float] = (0.7, 1.3)
     batch: int = 128
@@ -41,12 +52,20 @@ class RunConfig:
     average: float = 0.9999
     clip: float = 1.0
     precision: str = "bfloat16"
+    compile: bool = False
     log_every: int = 50
     checkpoint_every: int = 250
+    validate_every: int | None = None
+    validation_pictures: int = 24
 
     def __post_init__(self) -> None:
         if self.precision not in ("bfloat16", "float32"):
             raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
+        if self.keep not in KEEP:
+            raise ConfigError(f"training: keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
+        for name in ("batch", "window", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.scales[0] <= self.scales[1]:
             raise ConfigError(f"training: scales must be two ascending numbers above 0, got {self.scales}")
 
@@ -56,23 +75,34 @@ class TrainingConfig(RunConfig):
     """Training of CoD.
 
     null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
+        one_step_pass: add the term `one_step`, a second forward pass at t = 0 of every sample (published stage 3).
+    teacher: whose features are aligned to, see `alignment`. align_block: after how many blocks of the trunk.
+    autoencoder: of latent models: a directory in `diffusers` layout, or its name on the hub.
     codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
     reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
     quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
         instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
         it the condition codec trains alone, at a fraction of the cost. freeze_encoder_from: step from which the encoder
         and the codebook stay as they are, so that indices are settled while the rest learns to read them; None: never.
+    weights: of the loss terms, see `terms`; those of terms that the run does not have are not used.
+    validation_steps, validation_noise: numbers of steps, and noise fractions, that validation measures.
     """
 
     model: CoDConfig = field(default_factory=CoDConfig)
     null_condition: float = 0.1
     one_step_share: float = 0.0
+    one_step_pass: bool = False
+    teacher: str = "none"
+    align_block: int = 8
+    autoencoder: str = ""
     codebook: str = "gradient"
     reconstruction_layers: int = 3
     quantise_from: int = 0
     denoise_from: int = 0
     freeze_encoder_from: int | None = None
     weights: dict[str, float] = field(default_factory=published_weights)
+    validation_steps: tuple[int, ...] = (1, 25)
+    validation_noise: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
