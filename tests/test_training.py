@@ -1,14 +1,11 @@
 """Training: exact resume, named terms, data that is partly broken, and a run that ends as a model that codes."""
 
-import io
 import math
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import codling
 from codling.bitstream.indices import decode_indices, encode_indices
@@ -25,44 +22,10 @@ from codling.training.export import export_run
 from codling.training.index_tables import fit_index_model
 from codling.training.log import LOG
 from codling.training.loop import CHECKPOINT, train
-from codling.training.recipes import RECIPES, DenoiserTraining, TrainingConfig
+from codling.training.recipes import RECIPES, DenoiserTraining
 from codling.training.terms import ALWAYS, Draws, Objective, cod_step, total
 from tests.conftest import noise_picture, tiny_config
-
-CPU = torch.device("cpu")
-
-
-def png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_shard(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of small pictures."""
-    directory = tmp_path_factory.mktemp("pictures")
-    for shard in range(2):
-        names = {f"{shard}{i}.png": png(noise_picture(70 + i, 90, seed=10 * shard + i)) for i in range(6)}
-        write_shard(directory / f"train-{shard}.tar", names)
-    return directory
-
-
-def tiny_run(pictures: Path, **changes: object) -> TrainingConfig:
-    settings: dict[str, object] = {
-        "model": tiny_config(), "data": str(pictures), "crop": 64, "batch": 4, "steps": 8, "warmup": 2,
-        "learning_rate": 2e-3, "precision": "float32", "log_every": 4, "checkpoint_every": 4, "codebook": "average",
-        "validation_steps": (1, 2), "validation_noise": (0.6,), "validation_pictures": 3,
-    }  # fmt: skip
-    return TrainingConfig(**{**settings, **changes})  # type: ignore[arg-type]
+from tests.training import CPU, png, tiny_run, write_shard
 
 
 def weights(run: CoDRun) -> dict[str, torch.Tensor]:

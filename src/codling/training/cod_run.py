@@ -14,6 +14,7 @@ from codling.models.autoencoder import Autoencoder, PixelSpace, StableDiffusionV
 from codling.models.cod import CoD
 from codling.training.alignment import load_teacher
 from codling.training.averages import CodebookAverage
+from codling.training.checkpoint import gathered
 from codling.training.engine import Engine
 from codling.training.recipes import TrainingConfig
 from codling.training.run import Run
@@ -44,15 +45,19 @@ class CoDRun(Run[TrainingConfig]):
         shape = config.model.transformer
         if self.teacher and not 0 < config.align_block <= shape.blocks:
             raise ConfigError(f"training: align_block must be 1 to {shape.blocks}, got {config.align_block}")
-        heads = Heads(
-            width=shape.width, channels=shape.channels, patch=shape.patch, layers=config.reconstruction_layers,
-            teacher_width=self.teacher.width if self.teacher else None,
-        )  # fmt: skip
+        heads = self._new_heads(config)
         if config.codebook == "average":
             model.condition_codec.quantiser.embedding.requires_grad_(False)
         super().__init__(config, device, model, heads.to(device))
         self.codebook = CodebookAverage(self.embedding)
         self._result: StepResult | None = None
+
+    def _new_heads(self, config: TrainingConfig) -> Heads:
+        shape = config.model.transformer
+        return Heads(
+            width=shape.width, channels=shape.channels, patch=shape.patch, layers=config.reconstruction_layers,
+            teacher_width=self.teacher.width if self.teacher else None,
+        )  # fmt: skip
 
     def distribute(self, engine: Engine) -> None:
         super().distribute(engine)
@@ -141,8 +146,10 @@ class CoDRun(Run[TrainingConfig]):
         config, model = self.config, self.averaged_model()
         images = centre_squares(pictures, config.crop, device=self.device)
         condition = self._conditions(model, images)
+        heads = self._new_heads(config).to(self.device)
+        heads.load_state_dict(gathered(self.head.state_dict()))
         with self.autocast():
-            read_off = torch.cat([self.autoencoder.decode(self.head.reconstruction(c).float()) for c in condition])
+            read_off = torch.cat([self.autoencoder.decode(heads.reconstruction(c).float()) for c in condition])
         scores = {"reconstruction PSNR": distances(images, read_off)[0]}
         if self.step < config.denoise_from:
             return scores

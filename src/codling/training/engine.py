@@ -34,7 +34,7 @@ class Engine:
         chosen: Any = "auto"
         if here * nodes > 1:
             # Stages train some of the networks only, so not every parameter has a gradient at every step.
-            chosen = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+            chosen = DDPStrategy(find_unused_parameters=True)
             if strategy == "fsdp":
                 chosen = ModelParallelStrategy(_shard, data_parallel_size=here * nodes, tensor_parallel_size=1)
         accelerator = "cuda" if device.type == "cuda" else "cpu"
@@ -84,8 +84,9 @@ class Engine:
         """Rows (N, ...) of every process -> all rows, in the order of the batch."""
         if self.world == 1:
             return rows
-        gathered: Tensor = self.fabric.all_gather(rows)  # type: ignore[assignment]
-        return gathered.flatten(0, 1)
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """The mean of every process's numbers."""
@@ -106,6 +107,8 @@ class Engine:
 def _shard(module: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # shards are of rows; channels-last weights have none
     fully_shard(module, mesh=mesh["data_parallel"])
     return module
 

@@ -31,9 +31,14 @@ def export_run(
     precision: Precision = "float16",
     pictures: int = INDEX_PICTURES,
     error_pictures: int = ERROR_PICTURES,
-) -> Manifest:
-    """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures."""
+) -> Manifest | None:
+    """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures.
+
+    Of many processes the main one writes; the others only lend their part of the weights, and get None.
+    """
     model = run.averaged_model().cpu()
+    if not run.engine.main:
+        return None
     # Tables must describe what the stored weights compute, not those before rounding.
     model.load_state_dict(unpack(pack(model.state_dict(), precision, exact=frozenset({CODEBOOK}))))
     if isinstance(model, Denoiser):

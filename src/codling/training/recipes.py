@@ -1,7 +1,9 @@
 """Training configurations, and the recipes of the shipped models as rows that name only what differs."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from codling.configuration import override, suggest
 from codling.errors import ConfigError
 from codling.models.cod import CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
@@ -148,21 +150,88 @@ COD_XS = CoDConfig(
     guidance=1.5,
 )  # fmt: skip
 
-# The two of cod-xs go into one directory, one after the other: the condition codec alone, then all of the model.
-RECIPES: dict[str, TrainingConfig | DenoiserTraining] = {
-    "cod-xs-codec": TrainingConfig(
-        model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
-        null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+COD_S = CoDConfig(
+    condition=ConditionCodecConfig(
+        stride=16, codebook_size=4096, codebook_width=32, encoder_width=48, decoder_width=256, decoder_blocks=3,
+        groups=16, stem_stride=4, shortcut=True,
     ),
-    "cod-xs": TrainingConfig(
-        model=COD_XS, crop=224, batch=16, steps=7150, learning_rate=1e-3, decay_share=0.122, average=0.996,
-        one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, freeze_encoder_from=5200,
-        weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    transformer=TransformerConfig(
+        width=256, heads=8, blocks=8, head_blocks=2, head_width=32, head_mlp_ratio=2, linear_head=True
     ),
+    sigma_data=0.5,
+    tile=768,
+    overlap=128,
+    guidance=1.5,
+)  # fmt: skip
+
+COD_LATENT = CoDConfig(
+    space="sd-vae", transformer=TransformerConfig(head="ddt", channels=4, patch=2, blocks=22, head_blocks=6)
+)
+
+# The published schedule: 256 px, 512 px, then unified post-training, where a second pass at t = 0 is added.
+STAGE_256 = TrainingConfig(
+    crop=256, scales=(1.0, 1.0), batch=128, steps=400_000, learning_rate=1e-4, decay_share=0.0, teacher="dinov2_vitb14",
+)  # fmt: skip
+STAGE_512 = replace(STAGE_256, crop=512, batch=64, steps=100_000, learning_rate=2e-5)
+STAGE_UNIFIED = replace(STAGE_512, steps=50_000, one_step_pass=True)
+PUBLISHED = {"256": STAGE_256, "512": STAGE_512, "unified": STAGE_UNIFIED}
+
+XS_CODEC = TrainingConfig(
+    model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
+    null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
+    denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
+    weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+)  # fmt: skip
+XS_FLOW = replace(
+    XS_CODEC, crop=224, batch=16, steps=1950, learning_rate=1e-3, decay_share=0.447, average=0.996, null_condition=0.1,
+    one_step_share=0.35, quantise_from=0, denoise_from=0, freeze_encoder_from=0,
+)  # fmt: skip
+S_256 = replace(
+    XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2, average=0.999,
+    null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25), validation_pictures=24,
+)  # fmt: skip
+S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
+
+RECIPES: dict[str, RunConfig] = {
+    **{f"cod-pixel-{name}": stage for name, stage in PUBLISHED.items()},
+    **{f"cod-latent-{name}": replace(stage, model=COD_LATENT) for name, stage in PUBLISHED.items()},
+    "cod-s-256": S_256,
+    "cod-s-512": S_512,
+    "cod-s-unified": replace(S_512, steps=5_000, one_step_share=0.35, freeze_encoder_from=0),
+    "cod-xs-codec": XS_CODEC,
+    "cod-xs-flow": XS_FLOW,
     "diffc-xs": DenoiserTraining(
         crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
     ),
 }  # fmt: skip
+
+# Recipes that train a model by several stages, one after the other, each from the weights of the one before.
+CHAINS: dict[str, tuple[str, ...]] = {
+    "cod-pixel": ("cod-pixel-256", "cod-pixel-512", "cod-pixel-unified"),
+    "cod-latent": ("cod-latent-256", "cod-latent-512", "cod-latent-unified"),
+    "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
+    "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
+}
+
+
+def stages_of(name: str) -> dict[str, RunConfig]:
+    """The stages of a recipe by name, a single one of most. Raises ConfigError naming the nearest recipes."""
+    if name in CHAINS:
+        return {stage: RECIPES[stage] for stage in CHAINS[name]}
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}{suggest(name, (*CHAINS, *RECIPES))}")
+    return {name: RECIPES[name]}
+
+
+def override_stages(stages: Mapping[str, RunConfig], assignments: Iterable[str]) -> dict[str, RunConfig]:
+    """Apply `key=value` to every stage, and `STAGE:key=value` to one."""
+    chosen: dict[str, list[str]] = {name: [] for name in stages}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        stage, colon, rest = key.partition(":")
+        if colon and stage not in stages:
+            raise ConfigError(f"unknown stage {stage!r}{suggest(stage, stages)}")
+        for name in [stage] if colon else stages:
+            chosen[name].append(rest + equals + value if colon else assignment)
+    return {name: override(config, chosen[name]) for name, config in stages.items()}

@@ -16,8 +16,6 @@ from codling.errors import ConfigError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 BRACES = re.compile(r"\{([^{}]*)\}")
-# Errors of a shard that is missing, cut or no archive, from any kind of file system.
-SHARD_ERRORS = (OSError, tarfile.TarError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,9 @@ def shard_entries(shard: str) -> Iterator[Entry]:
             for member in tar:
                 if Path(member.name).suffix.lower() in SUFFIXES and (content := tar.extractfile(member)):
                     yield Entry(f"{shard}/{member.name}", content.read())
-    except SHARD_ERRORS as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # stores behind URLs raise the errors of their own clients
         yield Entry(f"{shard} ({type(error).__name__})", b"")
 
 
