@@ -27,7 +27,9 @@ def read(path: Path, *, device: torch.device, lazily: bool = False) -> dict[str,
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=lazily)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path} is not a checkpoint, or is damaged ({reason}); remove it to start over") from error
     if not isinstance(state, dict) or not {"config", "step", "model"} <= set(state):
