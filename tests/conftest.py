@@ -70,3 +70,15 @@ def noise_picture(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3)).repeat(16, 0).repeat(16, 1)
     return coarse[:height, :width].astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of small pictures to train on."""
+    from tests.training import png, write_shard
+
+    directory = tmp_path_factory.mktemp("pictures")
+    for shard in range(2):
+        names = {f"{shard}{i}.png": png(noise_picture(70 + i, 90, seed=10 * shard + i)) for i in range(6)}
+        write_shard(directory / f"train-{shard}.tar", names)
+    return directory

@@ -5,8 +5,8 @@ import pytest
 from scipy.signal import convolve2d
 from scipy.stats import wasserstein_distance
 
+from codling import swd
 from codling.errors import ConfigError, ImageError
-from codling.evaluation import swd
 from codling.evaluation.metrics import METRICS, measure, psnr
 from tests.conftest import noise_picture
 

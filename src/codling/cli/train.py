@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from codling.configuration import override, suggest, to_dict
-from codling.errors import ConfigError
+from codling.configuration import to_dict
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -19,29 +18,39 @@ def command(
         typer.Option("--output", "-o", help="Directory of the run. Default: runs/RECIPE.", show_default=False),
     ] = None,
     set: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, for example data=DIR. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="key=value, for example data=DIR; STAGE:key=value for one stage only. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, saved, after this long.", show_default=False)] = None,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs of this machine (or CPU processes) to share the work.")] = 1,
+    strategy: Annotated[
+        Literal["ddp", "fsdp"], typer.Option(help="What devices share: batches, or weights and optimiser too.")
+    ] = "ddp",
     export: Annotated[Precision, typer.Option(help="Precision of the exported weights.")] = "float16",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole configuration and stop.")] = False,
 ) -> None:
     """Train a model; run again to continue. The result, with averaged weights and fitted tables, is OUTPUT/model."""
-    from codling.training.recipes import RECIPES
+    from codling.training.recipes import override_stages, stages_of
 
-    if recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}{suggest(recipe, RECIPES)}")
-    config = override(RECIPES[recipe], set or [])
+    stages = override_stages(stages_of(recipe), set or [])
     if dry_run:
-        print(json.dumps(to_dict(config), indent=2))
+        print(json.dumps({name: to_dict(config) for name, config in stages.items()}, indent=2))
         return
 
     import torch
 
+    from codling.training.chain import train_stages
     from codling.training.export import export_run
-    from codling.training.loop import train
 
     directory = output or Path("runs") / recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = train(config, directory, device=device, max_minutes=max_minutes)
+    run = train_stages(stages, directory, device=device, max_minutes=max_minutes, devices=devices, strategy=strategy)
     manifest = export_run(run, directory / "model", precision=export)
-    print(f"step {run.step} of {config.steps}; {directory / 'model'} loads with codling.load ({manifest.kind})")
+    if manifest is not None:
+        print(f"{directory / 'model'} loads with codling.load ({manifest.kind})")
+    if run.engine.main and run.step < run.config.steps:
+        print("the training is not at its end: the same command goes on with it")

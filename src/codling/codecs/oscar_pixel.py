@@ -29,6 +29,14 @@ class PixelOscar:
         """Image (B, 3, H, W) in [-1, 1], sides multiples of `grid` -> tokens at a level."""
         return Tokens(self.network.hyper.encode(image, level))
 
+    @torch.inference_mode()
+    def all_maps(self, image: Tensor) -> list[Tensor]:
+        """Image (1, 3, H, W) -> the map of indices (h, w) that each level adds."""
+        hyper, maps = self.network.hyper, []
+        for stack, features in enumerate(hyper.features(image.to(self.device))):
+            maps += [indices[0].cpu() for indices in hyper.quantise(features, stack).indices]
+        return maps
+
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W), each picture with the same grain."""
         config = self.network.config.denoiser

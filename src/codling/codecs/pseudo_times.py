@@ -25,7 +25,7 @@ class LevelMeasurement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """deviation: root mean square of the latents. maps: for each level, the one (h, w) that it adds, of each picture."""
+    """deviation: root mean square of the latents. maps: of each level, the one (h, w) that it adds, a picture each."""
 
     deviation: float
     levels: tuple[LevelMeasurement, ...]

@@ -10,7 +10,7 @@ import numpy as np
 from codling.configuration import suggest
 from codling.errors import CodlingError, ConfigError, ImageError
 from codling.evaluation.similarity import gmsd, haarpsi
-from codling.evaluation.swd import swd
+from codling.swd import swd
 
 MS_SSIM_SMALLEST = 161
 

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codling import __version__
+from codling import __version__, swd
 from codling.errors import CodlingError, ConfigError, ImageError
-from codling.evaluation import swd
 from codling.evaluation.contenders import Setting
 from codling.evaluation.metrics import METRICS, UnavailableError, check_names, measure
 from codling.evaluation.patches import SIZES, patch_distances

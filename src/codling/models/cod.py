@@ -78,15 +78,19 @@ class CoD(nn.Module):
         v = c_skip x_t + (s / sqrt V) F(x_t / sqrt V): the network starts at that estimate with targets of unit size,
         and at t = 0 the one-step picture x_0 + v = s F does not have to cancel the noise.
         """
+        return self.velocity_and_tokens(x, t, condition, block=0)[0]
+
+    def velocity_and_tokens(self, x: Tensor, t: Tensor, condition: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
+        """The velocity, and the transformer's tokens (B, N, width) after so many of its trunk's blocks."""
+        transformer = self.transformer
         if self.config.sigma_data is None:
-            out: Tensor = self.transformer(x, t, condition)
-            return out
+            return transformer.output_and_tokens(x, t, condition, block=block)
         s2 = self.config.sigma_data**2
         t4 = t.view(-1, 1, 1, 1)
         variance = t4.square() * s2 + (1 - t4).square()
         c_skip = (t4 * s2 - (1 - t4)) / variance
-        network: Tensor = self.transformer(x * variance.rsqrt(), t, condition)
-        return c_skip * x + (s2 / variance).sqrt() * network.to(x.dtype)
+        network, tokens = transformer.output_and_tokens(x * variance.rsqrt(), t, condition, block=block)
+        return c_skip * x + (s2 / variance).sqrt() * network.to(x.dtype), tokens
 
     def null_condition(self, *, height: int, width: int) -> Tensor:
         """Condition of "nothing known", `(1, C, height / 16, width / 16)`: that of the image of pixels all -1."""

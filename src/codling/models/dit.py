@@ -110,13 +110,19 @@ class DiffusionTransformer(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """`x` (B, channels, H, W), `t` (B,) in [0, 1], `condition` (B, width, H / patch, W / patch) -> like `x`."""
+        return self.output_and_tokens(x, t, condition, block=0)[0]
+
+    def output_and_tokens(self, x: Tensor, t: Tensor, condition: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
+        """The output, and the tokens (B, N, width) after so many blocks of the trunk; 0: those that enter it."""
         rows, columns = condition.shape[-2:]
         patches, c = patchify(x, self.config.patch), condition.flatten(2).transpose(1, 2)
         phases = rotary_phases(self.config.width // self.config.heads, rows, columns, x.device)
         time = self.time(t)[:, None]
         tokens = self.embed(torch.cat([patches, c], dim=-1))
-        for block in self.blocks:
-            tokens = block(tokens, F.silu(time), phases)
+        kept = tokens
+        for number, layer in enumerate(self.blocks, 1):
+            tokens = layer(tokens, F.silu(time), phases)
+            kept = tokens if number == block else kept
         tokens = F.silu(time + tokens)
         if self.config.head == "nerf":
             out = self._pixels(patches.flatten(0, 1), c.flatten(0, 1), tokens.flatten(0, 1)).unflatten(0, (len(x), -1))
@@ -124,7 +130,7 @@ class DiffusionTransformer(nn.Module):
             out = self.head(patches, c, tokens, phases)
         if self.linear_head is not None:
             out = out + self.linear_head(tokens)
-        return unpatchify(out, self.config.patch, rows)
+        return unpatchify(out, self.config.patch, rows), kept
 
     def _pixels(self, patches: Tensor, condition: Tensor, tokens: Tensor) -> Tensor:
         if torch.is_grad_enabled():

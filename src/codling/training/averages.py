@@ -1,7 +1,11 @@
 """Running averages: of the weights, and of the codebook's members."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from codling.training.checkpoint import placed
 
 
 class WeightAverage:
@@ -17,14 +21,9 @@ class WeightAverage:
         for name, value in model.named_parameters():
             self.values[name].lerp_(value.detach(), 1 - decay)
 
-    def reset(self, model: nn.Module) -> None:
-        """Begin again from the model's parameters."""
-        self.values = {name: value.detach().clone() for name, value in model.named_parameters()}
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        for name, value in model.named_parameters():
-            value.copy_(self.values[name])
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take the place of these values, sharded or not."""
+        self.values = {name: placed(values[name], value) for name, value in self.values.items()}
 
 
 class CodebookAverage:

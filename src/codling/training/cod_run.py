@@ -1,37 +1,75 @@
-"""Training of CoD: condition codec, codebook and diffusion transformer together."""
+"""Training of CoD: condition codec, codebook and diffusion transformer together, in pixel or latent space."""
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codling.diffusion.grid import uniform_grid
+from codling.diffusion.path import data_from_velocity
+from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError
+from codling.models.autoencoder import Autoencoder, PixelSpace, StableDiffusionVAE
 from codling.models.cod import CoD
+from codling.training.alignment import load_teacher
 from codling.training.averages import CodebookAverage
+from codling.training.checkpoint import gathered
+from codling.training.engine import Engine
 from codling.training.recipes import TrainingConfig
 from codling.training.run import Run
-from codling.training.terms import Draws, ReconstructionHead, StepResult, check_weights, cod_step, total
+from codling.training.terms import ALWAYS, Draws, Heads, Objective, StepResult, check_weights, cod_step, total
+from codling.training.validation import (
+    CHUNK,
+    Estimate,
+    centre_squares,
+    denoising_gain,
+    distances,
+    fixed_noise,
+    linear_filter,
+)
 
 
 class CoDRun(Run[TrainingConfig]):
-    """A CoD model with its reconstruction head and the running means of its codebook."""
+    """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
 
     def __init__(self, config: TrainingConfig, device: torch.device):
-        check_weights(config.weights)
-        if config.model.space != "pixel":
-            raise ConfigError("training works in pixel space so far; set model.space=pixel")
+        self.autoencoder = load_autoencoder(config, device)
+        self.teacher = load_teacher(config.teacher, device=device)
+        used = [*ALWAYS]
+        used += ["one_step"] if config.one_step_pass else []
+        used += ["alignment", "codec_alignment"] if self.teacher else []
+        check_weights(config.weights, used)
         torch.manual_seed(config.seed)
         model = CoD(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = config.model.transformer
-        head = ReconstructionHead(
-            shape.width, channels=shape.channels, patch=shape.patch, layers=config.reconstruction_layers
-        ).to(device)
+        if self.teacher and not 0 < config.align_block <= shape.blocks:
+            raise ConfigError(f"training: align_block must be 1 to {shape.blocks}, got {config.align_block}")
+        heads = self._new_heads(config)
         if config.codebook == "average":
             model.condition_codec.quantiser.embedding.requires_grad_(False)
-        super().__init__(config, device, model, head)
+        super().__init__(config, device, model, heads.to(device))
         self.codebook = CodebookAverage(self.embedding)
         self._result: StepResult | None = None
+
+    def _new_heads(self, config: TrainingConfig) -> Heads:
+        shape = config.model.transformer
+        return Heads(
+            width=shape.width, channels=shape.channels, patch=shape.patch, layers=config.reconstruction_layers,
+            teacher_width=self.teacher.width if self.teacher else None,
+        )  # fmt: skip
+
+    def distribute(self, engine: Engine) -> None:
+        super().distribute(engine)
+        if engine.sharded and self.config.codebook == "average":
+            raise ConfigError("training: running means need the whole codebook in every process; set codebook=gradient")
+
+    def compile(self) -> None:
+        codec = self.model.condition_codec
+        for module in (codec.encoder, codec.decoder):
+            module.compile()
+        transformer = self.model.transformer
+        transformer.output_and_tokens = torch.compile(transformer.output_and_tokens)
 
     @property
     def embedding(self) -> Tensor:
@@ -39,42 +77,53 @@ class CoDRun(Run[TrainingConfig]):
         return embedding
 
     @property
-    def encoding(self) -> bool:
-        """Whether the encoder still learns."""
-        return self.config.freeze_encoder_from is None or self.step < self.config.freeze_encoder_from
+    def objective(self) -> Objective:
+        """What the coming step computes."""
+        config, step = self.config, self.step
+        return Objective(
+            quantise=step >= config.quantise_from,
+            denoise=step >= config.denoise_from,
+            encode=config.freeze_encoder_from is None or step < config.freeze_encoder_from,
+            one_step_pass=config.one_step_pass,
+            align_block=config.align_block,
+        )
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
+        with torch.no_grad(), self.autocast():
+            state = self.autoencoder.encode(image).float()
         draws = Draws.make(
-            image.shape,
+            state,
+            self.places[: len(image)],
+            batch=config.batch,
             null_condition=config.null_condition,
             one_step_share=config.one_step_share,
             seed=config.seed,
             step=self.step,
-            device=self.device,
         )
         with self.autocast():
-            self._result = cod_step(
-                self.model,
-                self.head,  # type: ignore[arg-type]
-                image,
-                image,
-                draws,
-                quantise=self.step >= config.quantise_from,
-                denoise=self.step >= config.denoise_from,
-                encode=self.encoding,
+            result = cod_step(
+                self.model, self.head, image, state, draws, self.objective, teacher_features=self._taught(image)
             )
-        return total(self._result.terms, config.weights), self._result.terms
+        self._result = result
+        return total(result.terms, config.weights), result.terms
+
+    def _taught(self, image: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        rows, columns = (side // 16 for side in image.shape[-2:])
+        return self.teacher.features(image, rows=rows, columns=columns)
 
     def after_step(self) -> None:
         """Move the codebook."""
-        result = self._result
+        result, objective = self._result, self.objective
         assert result is not None
-        if self.config.codebook == "average" and self.encoding and self.step >= self.config.quantise_from:
-            features = result.features.movedim(1, -1)[result.counted].flatten(0, 2)
-            self.codebook.update(
-                self.embedding.data, features, result.indices[result.counted].flatten(), seed=self.step
-            )
+        if self.config.codebook == "average" and objective.encode and objective.quantise:
+            gather = self.engine.gather
+            counted = gather(result.counted)
+            features = gather(result.features.movedim(1, -1).contiguous())[counted].flatten(0, 2)
+            indices = gather(result.indices)[counted].flatten()
+            self.codebook.update(self.embedding.data, features, indices, seed=self.step)
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         return {"codebook": {"count": self.codebook.count, "sum": self.codebook.sum}}
@@ -86,21 +135,87 @@ class CoDRun(Run[TrainingConfig]):
         return CoD(self.config.model)
 
     def networks(self, config: TrainingConfig) -> object:
-        return (config.model.condition, config.model.transformer, config.model.sigma_data)
+        return (config.model.condition, config.model.transformer, config.model.sigma_data, config.model.space)
 
     @torch.no_grad()
-    def one_step_psnr(self, pictures: list[np.ndarray]) -> float:
-        """Mean PSNR in dB of the averaged model's one-step pictures on centre crops; for the log only."""
-        model, crop, scores = self.averaged_model(), self.config.crop, []
-        for number, picture in enumerate(pictures):
-            top, left = (picture.shape[0] - crop) // 2, (picture.shape[1] - crop) // 2
-            square = picture[top : top + crop, left : left + crop]
-            image = torch.from_numpy(square / np.float32(127.5) - 1).permute(2, 0, 1)[None].to(self.device)
-            noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(number)).to(self.device)
-            condition = model.condition_codec.decode(model.condition_codec.encode(image))
-            decoded = (noise + model.velocity(noise, torch.zeros(1, device=self.device), condition)).clamp(-1, 1)
-            scores.append(-10 * math.log10(float((decoded - image).square().mean()) / 4))
-        return float(np.mean(scores))
+    def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
+        """PSNR and SWD by number of steps, and the denoising gain over the linear filter by noise fraction.
 
-    def validate(self, pictures: list[np.ndarray]) -> str:
-        return f"one-step PSNR {self.one_step_psnr(pictures):.2f} dB on validation crops"
+        The gain is measured with the condition and with the null condition, in pixel space.
+        """
+        config, model = self.config, self.averaged_model()
+        images = centre_squares(pictures, config.crop, device=self.device)
+        condition = self._conditions(model, images)
+        heads = self._new_heads(config).to(self.device)
+        heads.load_state_dict(gathered(self.head.state_dict()))
+        with self.autocast():
+            read_off = torch.cat([self.autoencoder.decode(heads.reconstruction(c).float()) for c in condition])
+        scores = {"reconstruction PSNR": distances(images, read_off)[0]}
+        if self.step < config.denoise_from:
+            return scores
+        for steps in config.validation_steps:
+            psnr, texture = distances(images, self._decoded(model, condition, images, steps))
+            scores |= {f"PSNR at {steps} steps": psnr, f"SWD at {steps} steps": texture}
+        if config.model.space != "pixel":
+            return scores
+        null = model.null_condition(height=config.crop, width=config.crop)
+        nulls = [null.expand(len(c), -1, -1, -1) for c in condition]
+        reference = linear_filter().to(self.device)
+        for level in config.validation_noise:
+            for name, conditions in (("gain", condition), ("null gain", nulls)):
+                estimate = self._estimate(model, conditions)
+                scores[f"{name} at {level:g}"] = denoising_gain(estimate, reference, images, level)
+        return scores
+
+    @torch.no_grad()
+    def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
+        """The pictures, then what comes back at each number of steps."""
+        model = self.averaged_model()
+        images = centre_squares(pictures, self.config.crop, device=self.device)
+        condition = self._conditions(model, images)
+        return [images, *(self._decoded(model, condition, images, steps) for steps in self.config.validation_steps)]
+
+    def _conditions(self, model: CoD, images: Tensor) -> list[Tensor]:
+        """Condition maps, in pieces of `CHUNK` pictures."""
+        codec = model.condition_codec
+        with self.autocast():
+            return [codec.decode(codec.encode(piece)) for piece in images.split(CHUNK)]
+
+    def _decoded(self, model: CoD, condition: list[Tensor], images: Tensor, steps: int) -> Tensor:
+        """Pictures (n, 3, H, W) grown without guidance from fixed noise."""
+        config = model.config
+        sides = (side // config.state_stride for side in images.shape[-2:])
+        noise = fixed_noise(torch.Size((len(images), config.transformer.channels, *sides)), device=self.device)
+        grid = uniform_grid(steps, last_step=config.last_step)
+        pieces = []
+        for c, start in zip(condition, noise.split(CHUNK), strict=True):
+
+            def velocity(x: Tensor, t: Tensor, c: Tensor = c) -> Tensor:
+                with self.autocast():
+                    return model.velocity(x, t, c).float()
+
+            pieces.append(self.autoencoder.decode(sampler(config.sampler)(velocity, start, grid)))
+        return torch.cat(pieces)
+
+    def _estimate(self, model: CoD, condition: list[Tensor]) -> Estimate:
+        """The model as a denoiser of states at a noise fraction, which is 1 - t, for one piece after the other."""
+        pieces = iter(condition)
+
+        def estimate(x: Tensor, noise: Tensor) -> Tensor:
+            with self.autocast():
+                v = model.velocity(x, 1 - noise, next(pieces)).float()
+            return data_from_velocity(x, v, 1 - noise)
+
+        return estimate
+
+
+def load_autoencoder(config: TrainingConfig, device: torch.device) -> Autoencoder:
+    """The space that a configuration trains in. Raises ConfigError where its autoencoder is not named."""
+    if config.model.space == "pixel":
+        return PixelSpace()
+    if not config.autoencoder:
+        raise ConfigError(
+            "training in latent space needs an autoencoder: set autoencoder=DIR, a directory with `config.json` and "
+            "`diffusion_pytorch_model.safetensors` of stabilityai/sd-vae-ft-ema, or its name on the hub"
+        )
+    return StableDiffusionVAE.load(config.autoencoder).to(device)

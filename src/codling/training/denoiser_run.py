@@ -1,6 +1,6 @@
 """Training of the small denoiser: how much better than the Wiener filter it is, at every noise level."""
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,12 +8,17 @@ from torch import Tensor, nn
 
 from codling.models.denoiser import Denoiser
 from codling.models.wiener import fit_spectrum
+from codling.pictures import to_image_array
+from codling.training.draws import noise_like, step_generator
 from codling.training.recipes import DenoiserTraining
 from codling.training.run import Run
+from codling.training.validation import centre_squares, denoising_gain, fixed_noise
 
 # Ratio of power to noise from which a frequency counts as coded in validation.
 VALIDATION_RATIO = 0.7
 VALIDATION_NOISE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
+# Noise fractions of the sheet.
+SAMPLED = (0.9, 0.6)
 
 
 class DenoiserRun(Run[DenoiserTraining]):
@@ -25,20 +30,24 @@ class DenoiserRun(Run[DenoiserTraining]):
         super().__init__(config, device, model, nn.Module())
 
     def prepare(self, pictures: list[np.ndarray]) -> None:
-        """Give the filter the spectrum of the pictures."""
-        images = [torch.from_numpy(picture / np.float32(127.5) - 1).permute(2, 0, 1) for picture in pictures]
+        """Give the filter the spectrum of pictures."""
+        images = [torch.from_numpy(to_image_array(picture)) for picture in pictures]
         self.model.filter.log_power.copy_(fit_spectrum(images, self.config.model.filter.knots))
+
+    def compile(self) -> None:
+        self.model.correction = torch.compile(self.model.correction)
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error over the filter's own, picture by picture, so that no noise level and no texture rules.
 
         A share of the filter's expected error is added below the line: flat pictures would weigh too much without it.
         """
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**63)
-        noise = noise_levels(len(image), generator).to(self.device)
+        config, places = self.config, self.places[: len(image)]
+        generator = step_generator(config.seed, self.step)
+        noise = noise_levels(config.batch, generator)[list(places)].to(self.device)
+        least = least_ratios(config.batch, config.hidden_share, generator)[list(places)].to(self.device)
         s = noise.view(-1, 1, 1, 1)
-        x = (1 - s) * image + s * torch.randn(image.shape, generator=generator).to(self.device)
-        least = least_ratios(len(image), self.config.hidden_share, generator).to(self.device)
+        x = (1 - s) * image + s * noise_like(image, places, seed=config.seed, step=self.step)
         with torch.no_grad():
             x = self.model.filter.hide(x, noise, least)
             estimate = self.model.filter(x, noise).contiguous(memory_format=torch.channels_last)
@@ -58,34 +67,36 @@ class DenoiserRun(Run[DenoiserTraining]):
         return (config.model.widths, config.model.blocks, config.model.embedding, config.model.filter)
 
     @torch.no_grad()
-    def gains(self, pictures: list[np.ndarray], *, least: float = 0.0) -> list[float]:
-        """PSNR above the filter's in dB on centre crops, mean of the pictures, at each of `VALIDATION_NOISE`.
+    def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
+        """PSNR above the filter's in dB, at noise fractions: of whole states, and where only what is coded is known."""
+        model = self.averaged_model()
+        images = centre_squares(pictures, self.config.crop, device=self.device)
 
-        least: frequencies below this ratio of power to noise are hidden from both.
-        """
-        model, crop, out = self.averaged_model(), self.config.crop, []
+        def estimate(x: Tensor, noise: Tensor) -> Tensor:
+            with self.autocast():
+                return model(x, noise)
+
+        def what_is_coded(x: Tensor, noise: Tensor) -> Tensor:
+            return model.filter.hide(x, noise, torch.full_like(noise, VALIDATION_RATIO))
+
+        scores = {}
         for level in VALIDATION_NOISE:
-            gains = []
-            for number, picture in enumerate(pictures):
-                top, left = (picture.shape[0] - crop) // 2, (picture.shape[1] - crop) // 2
-                square = picture[top : top + crop, left : left + crop] / np.float32(127.5) - 1
-                image = torch.from_numpy(square).permute(2, 0, 1)[None].to(self.device)
-                n = torch.randn(image.shape, generator=torch.Generator().manual_seed(number)).to(self.device)
-                noise = torch.tensor([level], device=self.device)
-                x = model.filter.hide((1 - level) * image + level * n, noise, torch.full_like(noise, least))
-                with self.autocast():
-                    learned = model(x, noise)
-                errors = [(estimate - image).square().mean() for estimate in (model.filter(x, noise), learned)]
-                gains.append(10 * math.log10(float(errors[0] / errors[1])))
-            out.append(float(np.mean(gains)))
-        return out
+            scores[f"gain at {level:g}"] = denoising_gain(estimate, model.filter, images, level)
+            scores[f"coded gain at {level:g}"] = denoising_gain(
+                estimate, model.filter, images, level, see=what_is_coded
+            )
+        return scores
 
-    def validate(self, pictures: list[np.ndarray]) -> str:
-        whole, hidden = self.gains(pictures), self.gains(pictures, least=VALIDATION_RATIO)
-        rows = zip(VALIDATION_NOISE, whole, hidden, strict=True)
-        return "gain over the filter in dB at noise " + ", ".join(
-            f"{level:g}: {a:.2f} ({b:.2f} where only what is coded is known)" for level, a, b in rows
-        )
+    @torch.no_grad()
+    def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
+        """For each noise fraction of `SAMPLED`: the state, the filter's estimate, the model's; first the pictures."""
+        model, columns = self.averaged_model(), [centre_squares(pictures, self.config.crop, device=self.device)]
+        for level in SAMPLED:
+            x = (1 - level) * columns[0] + level * fixed_noise(columns[0].shape, device=self.device)
+            noise = x.new_full((len(x),), level)
+            with self.autocast():
+                columns += [x, model.filter(x, noise), model(x, noise)]
+        return columns
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """From a training run to a model's directory."""
 
 from itertools import islice
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc_stream import DiffCConfig
+from codling.codecs.oscar import pad_to_grid
+from codling.codecs.oscar_pixel import PixelOscar
 from codling.models.denoiser import Denoiser
+from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
 from codling.training.data import load_pictures
-from codling.training.index_tables import fit_index_model
+from codling.training.index_tables import MAX_GROUPS, fit_index_model
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
 from codling.weights.packing import Precision, unpack
@@ -22,6 +26,8 @@ from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
+# Numbers in the index tables of an OSCAR level, two bytes each.
+TABLE_ENTRIES = 1 << 16
 
 
 def export_run(
@@ -31,29 +37,58 @@ def export_run(
     precision: Precision = "float16",
     pictures: int = INDEX_PICTURES,
     error_pictures: int = ERROR_PICTURES,
-) -> Manifest:
-    """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures."""
+) -> Manifest | None:
+    """Write the averaged model with the tables that its codec needs, fitted on training or validation pictures.
+
+    Of many processes the main one writes; the others only lend their part of the weights, and get None.
+    """
     model = run.averaged_model().cpu()
+    if not run.engine.main:
+        return None
     # Tables must describe what the stored weights compute, not those before rounding.
     model.load_state_dict(unpack(stored_weights(model.state_dict(), precision)))
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
+    if isinstance(model, Oscar):
+        return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
+    # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     codec = CoDCodec(model, name="export", model_id=0)
-    data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=pictures).pictures
+    data = load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures
     maps = index_maps(codec, data)
     tables = fit_index_model(maps, run.config.model.condition.codebook_size)
-    return save_model(directory, Parts(model, index_model=tables), precision=precision)
+    return save_model(
+        directory, Parts(model, index_model=tables, autoencoder=run.config.autoencoder), precision=precision
+    )
 
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error table."""
-    data = load_pictures(Path(run.config.data), crop=run.config.crop, limit=count).pictures
+    data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
     images = (
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
     )
     table = calibrate(DenoiserBackbone(model), images, conditional=False)
     return Parts(model, error_tables={False: table}, diffc=DiffCConfig())
+
+
+def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
+    """An OSCAR model with index tables for every level, small enough that all of them weigh less than the network."""
+    codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
+    for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
+        image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
+        for found, indices in zip(maps, codec.all_maps(image), strict=True):
+            found.append(indices.numpy())
+    tables = (
+        fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
+        for found, level in zip(maps, model.levels, strict=True)
+    )
+    return Parts(model, index_models=tuple(tables))
+
+
+def table_groups(codebook_size: int) -> int:
+    """The most groups, up to the usual ones, whose tables have no more than `TABLE_ENTRIES` numbers."""
+    return max(1, min(MAX_GROUPS, isqrt(TABLE_ENTRIES // codebook_size) - 1))
 
 
 def index_maps(codec: CoDCodec, pictures: list[np.ndarray]) -> list[np.ndarray]:

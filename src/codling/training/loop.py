@@ -1,36 +1,37 @@
-"""The training loop: one process, exact resume from one file, a stop that loses nothing."""
+"""The training loop of any run: exact resume from one file, a stop that loses nothing, one process or many."""
 
-import csv
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from codling.errors import ConfigError
+from codling.training import checkpoint
 from codling.training.cod_run import CoDRun
-from codling.training.data import load_pictures, training_batch
+from codling.training.data import load_pictures
 from codling.training.denoiser_run import DenoiserRun
+from codling.training.engine import Engine, Strategy
+from codling.training.log import Log, Meter
 from codling.training.oscar_run import OscarRun
 from codling.training.recipes import DenoiserTraining, OscarTraining, RunConfig, TrainingConfig
 from codling.training.run import Run
+from codling.training.sources import Source, open_source
+from codling.training.validation import write_sheet
 
-CHECKPOINT = "checkpoint.pt"
-LOG = "log.csv"
-
-
-def new_run(config: RunConfig, device: torch.device) -> Run[Any]:
-    """The run of a configuration, at step 0."""
-    if isinstance(config, DenoiserTraining):
-        return DenoiserRun(config, device)
-    if isinstance(config, OscarTraining):
-        return OscarRun(config, device)
-    assert isinstance(config, TrainingConfig)
-    return CoDRun(config, device)
+CHECKPOINT, SAMPLES = "checkpoint.pt", "samples"
+# Pictures of the sheet that is written at every validation, and pictures that a run may be fitted to at its start.
+SHEET_ROWS, PREPARED_ON = 6, 100
+RUNS: dict[type[RunConfig], type[Run[Any]]] = {
+    TrainingConfig: CoDRun,
+    DenoiserTraining: DenoiserRun,
+    OscarTraining: OscarRun,
+}
 
 
 def train(
@@ -40,82 +41,163 @@ def train(
     device: torch.device,
     max_minutes: float | None = None,
     report: Callable[[str], None] = print,
+    stage: str = "",
+    devices: int = 1,
+    strategy: Strategy = "ddp",
 ) -> Run[Any]:
     """Train, or continue, the run in `directory` until its last step, `max_minutes`, or a termination signal.
 
-    The directory holds `checkpoint.pt` (everything) and `log.csv` (terms, rate, validation PSNR).
+    The directory holds `checkpoint.pt` (everything), `log.csv` and `validation.csv`, `tensorboard/`, `samples/`. A
+    checkpoint of another `stage` lends its weights only. devices: processes on this machine that share the batch.
     """
+    begin = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
-    run = new_run(config, device)
-    if (directory / CHECKPOINT).exists():
-        run.restore(directory / CHECKPOINT)
-        report(f"continuing {directory} at step {run.step}")
-    data = load_pictures(Path(config.data), crop=config.crop, scales=config.scales)
-    held_out = []
-    if config.validation:
-        held_out = load_pictures(Path(config.validation), crop=config.crop, scales=config.scales, limit=24).pictures
+    engine = Engine(device, precision=config.precision, devices=devices, strategy=strategy)
+    engine.launch()
+    report = report if engine.main else _silent
+    run: Run[Any] = RUNS[type(config)](config, engine.device)  # type: ignore[call-arg]
+    run.distribute(engine)
+    state = _take_up(run, directory / CHECKPOINT, stage, report)
+    held_out = held_out_pictures(config)
+    source = open_source(config, places=run.places, device=engine.device, state=state)
+    report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
     if run.step == 0:
-        run.prepare(spectrum_pictures(config, data.pictures))
-    report(
-        f"{len(data.pictures)} pictures, {data.broken} broken; "
-        f"{sum(p.numel() for p in run.model.parameters()):,} parameters"
-    )
+        run.prepare(spectrum_pictures(config, source.pictures(PREPARED_ON)))
+    if config.compile:
+        run.compile()
 
-    stopping = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    begin, since, done = time.monotonic(), time.monotonic(), 0
-    sums: dict[str, float] = {}
-
-    def batch(step: int) -> Tensor:
-        return training_batch(
-            data.pictures, step, batch=config.batch, crop=config.crop, scales=config.scales, seed=config.seed
-        )
-
+    log = Log(directory, stage=stage, step=run.step, report=report) if engine.main else None
+    deadline = None if max_minutes is None else begin + 60 * max_minutes
     try:
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(batch, run.step)
-            while run.step < config.steps and not stopping:
-                image = upcoming.result()
-                upcoming = ahead.submit(batch, run.step + 1)
-                for name, term in run.train_step(image).items():
-                    sums[name] = sums.get(name, 0.0) + term
-                done += 1
-                if max_minutes is not None and time.monotonic() - begin > 60 * max_minutes:
-                    stopping = True
-                if run.step % config.log_every == 0:
-                    rate = done * config.batch / (time.monotonic() - since)
-                    row = {"step": run.step, "lr": run.learning_rate(), "pictures/s": rate}
-                    _log(directory / LOG, row | {name: value / done for name, value in sums.items()}, report)
-                    sums, done, since = {}, 0, time.monotonic()
-                if run.step % config.checkpoint_every == 0:
-                    run.save(directory / CHECKPOINT)
-                    if held_out:
-                        report(f"step {run.step}: {run.validate(held_out)}")
-                    since = time.monotonic()
+        with out_of_memory_explained(config), termination() as asked:
+            _steps(run, source, held_out, directory, log, stage=stage, asked=asked, deadline=deadline)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    run.save(directory / CHECKPOINT)
+        source.close()
+        if log is not None:
+            log.close()
     return run
 
 
+def _steps(
+    run: Run[Any],
+    source: Source,
+    held_out: list[np.ndarray],
+    directory: Path,
+    log: Log | None,
+    *,
+    stage: str,
+    asked: Callable[[], bool],
+    deadline: float | None,
+) -> None:
+    config, meter = run.config, Meter(run.config.batch)
+    stopping, saved = run.step >= config.steps, run.step
+
+    def save() -> None:
+        nonlocal saved
+        if saved != run.step:
+            run.save(directory / CHECKPOINT, stage=stage, source=source.state(run.step))
+            saved = run.step
+
+    if stopping:
+        return
+
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(source.batch, run.step)
+        while not stopping:
+            image = upcoming.result()
+            if run.step + 1 < config.steps:
+                upcoming = ahead.submit(source.batch, run.step + 1)
+            meter.add(run.train_step(image))
+            stopping = run.step >= config.steps or run.engine.any(
+                asked() or (deadline is not None and time.monotonic() > deadline)
+            )
+            if run.step % config.log_every == 0:
+                row = meter.read(steps_left=config.steps - run.step, device=run.device)
+                row = run.engine.mean({"learning rate": run.learning_rate(), **row})
+                if log is not None:
+                    log.training(run.step, row)
+            paused = time.monotonic()
+            if run.step % config.checkpoint_every == 0:
+                save()
+            if held_out and run.step % (config.validate_every or config.checkpoint_every) == 0:
+                _validate(run, held_out, directory / SAMPLES, log, stage=stage)
+            meter.pause(time.monotonic() - paused)
+    save()
+
+
+def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: Log | None, *, stage: str) -> None:
+    scores, columns = run.validate(held_out), run.samples(held_out[:SHEET_ROWS])
+    if log is None:
+        return
+    log.validation(run.step, scores)
+    if columns:
+        write_sheet(directory / f"{stage}{'-' if stage else ''}{run.step:07d}.png", columns)
+
+
+def _take_up(run: Run[Any], path: Path, stage: str, report: Callable[[str], None]) -> dict[str, Any]:
+    """Continue from a checkpoint, or start from the weights of one of another stage. Returns the place in the data."""
+    if not path.exists():
+        return {}
+    saved = checkpoint.read(path, device=torch.device("cpu"), lazily=True)
+    if saved.get("stage", "") == stage:
+        run.restore(path)
+        report(f"continuing {path.parent} at step {run.step}")
+        return saved.get("source", {})
+    run.inherit(path)
+    report(f"stage {stage} starts from the weights of stage {saved['stage']} (step {saved['step']})")
+    return {}
+
+
+def held_out_pictures(config: RunConfig) -> list[np.ndarray]:
+    """Pictures for validation, none without a `validation` setting."""
+    if not config.validation:
+        return []
+    limit = config.validation_pictures
+    return load_pictures(config.validation, crop=config.crop, scales=config.scales, limit=limit).pictures
+
+
 def spectrum_pictures(config: RunConfig, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """What a denoiser's filter is fitted on: the validation pictures, whole, where there are any; they are larger."""
+    """What spectra are fitted on: the validation pictures, whole, where there are any; they are larger."""
     if config.validation:
         # A crop as large as any picture keeps them from being shrunk.
-        return load_pictures(Path(config.validation), crop=1, scales=(1e-6, 1.0), limit=100).pictures
-    return pictures[:100]
+        return load_pictures(config.validation, crop=1, scales=(1e-6, 1.0), limit=PREPARED_ON).pictures
+    return pictures
 
 
-def _log(path: Path, row: dict[str, float], report: Callable[[str], None]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    report("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+@contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether SIGTERM came."""
+    came = False
+
+    def remember(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    previous = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def out_of_memory_explained(config: RunConfig) -> Iterator[None]:
+    """Memory that runs out becomes a ConfigError that says which settings to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _memory_ran_out(error):
+            raise
+        raise ConfigError(
+            f"training: the memory does not hold batches of {config.batch} squares of {config.crop} px "
+            f"({str(error).splitlines()[0]}). Lower batch or crop, train on more devices, set precision=bfloat16, or "
+            "keep=memory if the pictures are in the device's memory"
+        ) from error
+
+
+def _memory_ran_out(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _silent(_: str) -> None:
+    """The report of processes that do not write."""

@@ -1,6 +1,6 @@
 """Training of OSCAR: first the hyper-encoders of all rates, then the denoiser that restores what they keep."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,21 @@ from codling.models.denoiser import Denoiser
 from codling.models.discriminator import Discriminator, hinge_discriminator
 from codling.models.hyper_codec import SAMPLES, Coded
 from codling.models.oscar import Oscar
+from codling.pictures import to_image_array
 from codling.training import oscar_terms
-from codling.training.averages import CodebookAverage
+from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.denoiser_run import least_ratios
+from codling.training.draws import noise_like, step_generator
+from codling.training.engine import Engine
 from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
+from codling.training.validation import centre_squares, distances, fixed_noise
 from codling.weights.registry import load_network
 
-# Decay of the running mean of each level's error, from which its noise level is taken when stage 1 ends.
+# Decay of the running mean of each level's error, from which its noise level is taken.
 ERROR_DECAY = 0.99
 # States without tokens: range of noise fractions, and how many of them lack the frequencies not worth coding.
 LOWEST_JUMP, HIGHEST_JUMP, HIDDEN_SHARE = 0.3, 0.97, 0.8
-# Pictures that the linear start is fitted on.
-FIT_PICTURES = 100
 
 
 class OscarRun(Run[OscarTraining]):
@@ -37,18 +39,29 @@ class OscarRun(Run[OscarTraining]):
         torch.manual_seed(config.seed)
         model = Oscar(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.hyper.quantisers.requires_grad_(False)
+        self.discriminator = Discriminator(config.discriminator)
+        self.discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(config, device, model, nn.Module())
-        self.discriminator = Discriminator(config.discriminator).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.discriminator_optimiser = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.95)
-        )
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
         self._coded: list[Coded] = []
+        self._restored: oscar_terms.Restored | None = None
+
+    def _make_trainable(self, module: nn.Module) -> None:
+        super()._make_trainable(module)
+        self.judge = self.engine.wrap(self.discriminator)
+        self.discriminator_optimiser = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=self.config.discriminator_learning_rate, betas=(0.5, 0.95)
+        )
+
+    def distribute(self, engine: Engine) -> None:
+        if engine.sharded:
+            raise ConfigError("training: running means need whole codebooks in every process; use the strategy ddp")
+        super().distribute(engine)
 
     @property
     def restoring(self) -> bool:
-        """Whether the second stage has begun."""
+        """Whether the denoiser learns, from tokens that stay as they are, or the tokens do."""
         return self.step >= self.config.restore_from
 
     @property
@@ -57,22 +70,34 @@ class OscarRun(Run[OscarTraining]):
         return self.restoring and self.config.weights["adversarial"] > 0 and self.step >= self.config.adversarial_from
 
     def prepare(self, pictures: list[np.ndarray]) -> None:
-        """Start from the prior's denoiser and the pictures' principal components."""
+        """Start from the prior's denoiser and the pictures' principal components, unless a stage went before."""
+        if bool((self.errors < 1).any()):
+            return
         if self.config.prior:
             prior = load_network(self.config.prior, device=self.device)
             if not isinstance(prior, Denoiser) or prior.config != self.config.model.denoiser:
                 raise ConfigError(f"prior {self.config.prior!r} is not a denoiser like model.denoiser; choose another")
             self.model.denoiser.load_state_dict(prior.state_dict())
         images, grid = [], self.config.model.grid
-        for picture in pictures[:FIT_PICTURES]:
+        for picture in pictures:
             height, width = (side // grid * grid for side in picture.shape[:2])
-            images.append(torch.from_numpy(picture[:height, :width] / np.float32(127.5) - 1).permute(2, 0, 1)[None])
-        self.model.hyper.fit_shortcuts(images)
-        self.average.reset(self.model)
+            images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None].to(self.device))
+        self.model.hyper.fit_shortcuts([image for image in images if image.numel()])
+        self.average = WeightAverage(self.model, self.config.average)
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms = self._restoration(image) if self.restoring else self._alignment(image)
         return torch.stack([self.config.weights[name] * term for name, term in terms.items()]).sum(), terms
+
+    def train_step(self, image: Tensor) -> dict[str, float]:
+        """A step of the model, then one of the discriminator where there is one."""
+        image = image.to(self.device).to(memory_format=torch.channels_last)
+        loss, terms = self.module(image)
+        self.descend(loss, self.optimiser)
+        if self.adversarial:
+            terms["discriminator"] = self._judge(image)
+        self.finish_step()
+        return {name: float(term) for name, term in terms.items()}
 
     def _alignment(self, image: Tensor) -> dict[str, Tensor]:
         """Stage 1: all levels' coarse images against the image.
@@ -92,38 +117,34 @@ class OscarRun(Run[OscarTraining]):
                 a_sample = coded.commitments[chosen.depth - 1] * codewords.shape[1] / SAMPLES
                 commitments.append(a_sample / errors[-1].detach())
         found = torch.stack(errors)
-        self.errors.lerp_(found.detach(), 1 - min(ERROR_DECAY, (1 + self.step) / (10 + self.step)))
+        everywhere = self.engine.gather(found.detach()[None]).mean(0)
+        self.errors.lerp_(everywhere, 1 - min(ERROR_DECAY, (1 + self.step) / (10 + self.step)))
         return {"alignment": found.log().mean(), "commitment": torch.stack(commitments).mean()}
 
     def _restoration(self, image: Tensor) -> dict[str, Tensor]:
         """Stage 2: restoration in one step, of tokens at one level a sample, or of a state that needs no tokens."""
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) % 2**63)
-        levels = self._draw_levels(len(image), generator).to(self.device)
-        noise = torch.randn(image.shape, generator=generator).to(self.device)
-        noise = noise.contiguous(memory_format=torch.channels_last)
-        jumps = int(self.config.jump_share * len(image))
+        config, places = self.config, list(self.places[: len(image)])
+        generator = step_generator(config.seed, self.step)
+        shares = torch.tensor(config.level_shares or (1.0,) * len(self.errors))
+        levels = torch.multinomial(shares, config.batch, replacement=True, generator=generator)[places].to(self.device)
+        jump_levels = LOWEST_JUMP + (HIGHEST_JUMP - LOWEST_JUMP) * torch.rand(config.batch, generator=generator)
+        known = least_ratios(config.batch, HIDDEN_SHARE, generator)[places].to(self.device)
+        noise = noise_like(image, places, seed=config.seed, step=self.step)
+        jumps = torch.tensor([place < int(config.jump_share * config.batch) for place in places], device=self.device)
+
+        s = torch.where(jumps, jump_levels[places].to(self.device), self.model.noise[levels])
+        coarse, state = torch.empty_like(image), torch.empty_like(image)
+        if bool(jumps.any()):
+            state[jumps], coarse[jumps] = self._jump(image[jumps], noise[jumps], s[jumps], known[jumps])
         with self.autocast():
-            coarse = self._coarse(image[jumps:], levels[jumps:])
-            state = self.model.state(coarse, levels[jumps:], noise[jumps:])
-        s = self.model.noise[levels]
-        if jumps:
-            s[:jumps] = LOWEST_JUMP + (HIGHEST_JUMP - LOWEST_JUMP) * torch.rand(jumps, generator=generator).to(s)
-            known = least_ratios(jumps, HIDDEN_SHARE, generator).to(s)
-            reached = self._jump(image[:jumps], noise[:jumps], s[:jumps], known)
-            state, coarse = (torch.cat(pair) for pair in zip(reached, (state, coarse), strict=True))
-        with self.autocast():
+            coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
+            state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
             restored = self.model.denoise(state, coarse, s)
-        scale = self.model.denoiser.scale(s)
-        terms = {
-            "squared": oscar_terms.squared(restored, image, scale),
-            "gradient": oscar_terms.gradient(restored, image, scale),
-            "pixel": oscar_terms.pixel(restored, image, scale),
-            "cosine": oscar_terms.cosine(restored, image),
-        }
+        self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
+        terms = oscar_terms.distances(self._restored, image)
         if self.adversarial:
-            self._adversary_step(image, coarse.detach(), restored.detach(), scale)
-            with self.autocast(), torch.set_grad_enabled(self.config.adversarial_gradient):
-                terms["adversarial"] = -self.discriminator(restored, coarse.detach(), scale).float().mean()
+            with self.autocast(), torch.set_grad_enabled(config.adversarial_gradient):
+                terms["adversarial"] = -self.discriminator(*self._restored.parts).float().mean()
         return terms
 
     def _coarse(self, image: Tensor, levels: Tensor) -> Tensor:
@@ -144,33 +165,31 @@ class OscarRun(Run[OscarTraining]):
 
         known: ratios (B,) of power to noise below which frequencies are not conveyed.
         """
-        fraction, model_filter = s.view(-1, 1, 1, 1), self.model.denoiser.filter
-        state = model_filter.hide((1 - fraction) * image + fraction * noise, s, known)
-        return state, model_filter(state, s)
+        fraction, wiener = s.view(-1, 1, 1, 1), self.model.denoiser.filter
+        state = wiener.hide((1 - fraction) * image + fraction * noise, s, known)
+        return state, wiener(state, s)
 
-    def _adversary_step(self, image: Tensor, coarse: Tensor, restored: Tensor, scale: Tensor) -> None:
-        """One step of the discriminator."""
+    def _judge(self, image: Tensor) -> Tensor:
+        """One step of the discriminator on the restored pictures of this step and the true ones; returns its loss."""
+        assert self._restored is not None
+        fake, coarse, scale = (part.detach() for part in self._restored.parts)
         with self.autocast():
-            scores = self.discriminator(
-                torch.cat([image, restored]), torch.cat([coarse, coarse]), torch.cat([scale, scale])
-            )
-        real, fake = scores.float().chunk(2)
+            scores = self.judge(torch.cat([image, fake]), torch.cat([coarse, coarse]), torch.cat([scale, scale]))
+        loss = hinge_discriminator(*scores.float().chunk(2))
         self.discriminator_optimiser.zero_grad(set_to_none=True)
-        hinge_discriminator(real, fake).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         self.discriminator_optimiser.step()
-
-    def _draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        shares = self.config.level_shares or (1.0,) * len(self.errors)
-        return torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
+        return loss.detach()
 
     def after_step(self) -> None:
-        """Move the codebooks; at the end of stage 1, settle the noise levels."""
+        """In stage 1, move the codebooks and say which noise each level's error is like."""
         if self.restoring:
             return
+        gather = self.engine.gather
         answers = ((x, i) for coded in self._coded for x, i in zip(coded.inputs, coded.indices, strict=True))
         for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
-            points = inputs.movedim(1, -1).flatten(0, 2)
-            codebook.update(embedding.data, points, indices.flatten(), seed=self.step)
+            points = gather(inputs.movedim(1, -1).contiguous()).flatten(0, 2)
+            codebook.update(embedding.data, points, gather(indices).flatten(), seed=self.step)
         self.model.set_noise(self.errors)
 
     def _embeddings(self) -> list[Tensor]:
@@ -199,25 +218,30 @@ class OscarRun(Run[OscarTraining]):
         return (config.model, config.discriminator)
 
     @torch.no_grad()
-    def psnr(self, pictures: list[np.ndarray]) -> list[tuple[float, float]]:
-        """Mean PSNR in dB of coarse and of restored centre crops by the averaged model, a pair for each level."""
-        model, crop = self.averaged_model(), self.config.crop
-        scores = np.zeros((len(self.errors), 2))
-        for number, picture in enumerate(pictures):
-            top, left = (picture.shape[0] - crop) // 2, (picture.shape[1] - crop) // 2
-            square = picture[top : top + crop, left : left + crop] / np.float32(127.5) - 1
-            image = torch.from_numpy(square).permute(2, 0, 1)[None].to(self.device)
-            noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(number)).to(self.device)
-            for level in range(len(scores)):
+    def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
+        """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2."""
+        images = centre_squares(pictures, self.config.crop, device=self.device)
+        scores, decoded = {}, self._decoded(images)
+        for level, row in enumerate(self.averaged_model().levels):
+            psnr, swd = distances(images, decoded[level])
+            scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
+        return scores
+
+    @torch.no_grad()
+    def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
+        """The pictures, and what comes back at each level."""
+        images = centre_squares(pictures, self.config.crop, device=self.device)
+        return [images, *self._decoded(images)]
+
+    def _decoded(self, images: Tensor) -> list[Tensor]:
+        """Images (n, 3, H, W) through the averaged model at every level."""
+        model, noise, out = self.averaged_model(), fixed_noise(images.shape, device=self.device), []
+        for level in range(len(self.errors)):
+            rows = []
+            for image, n in zip(images.split(1), noise.split(1), strict=True):
                 with self.autocast():
                     coarse = model.hyper.decode(model.hyper.encode(image, level), level)
-                    restored = model.restore(coarse, torch.tensor([level], device=self.device), noise)
-                for column, one in enumerate((coarse, restored)):
-                    scores[level, column] -= 10 * math.log10(float((one.clamp(-1, 1) - image).square().mean()) / 4)
-        return [(float(a), float(b)) for a, b in scores / len(pictures)]
-
-    def validate(self, pictures: list[np.ndarray]) -> str:
-        rows = zip(self.model.noise.tolist(), self.psnr(pictures), strict=True)
-        return "noise level: coarse and restored PSNR in dB: " + ", ".join(
-            f"{noise:.2f}: {coarse:.2f} {restored:.2f}" for noise, (coarse, restored) in rows
-        )
+                    levels = torch.tensor([level], device=self.device)
+                    rows.append(model.restore(coarse, levels, n) if self.restoring else coarse)
+            out.append(torch.cat(rows).float().clamp(-1, 1))
+        return out

@@ -4,11 +4,37 @@ Every function takes images (B, 3, H, W) in [-1, 1] and the scale (B, 1, 1, 1) o
 unweighted scalar; so no rate rules the others.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional as F
 
 # Scales of the gradient term: the picture itself, halved, and halved again.
 SCALES = 3
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Restored and coarse images (B, 3, H, W), and the expected size (B, 1, 1, 1) of the coarse ones' error."""
+
+    image: Tensor
+    coarse: Tensor
+    scale: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """In the order that the discriminator takes them."""
+        return self.image, self.coarse, self.scale
+
+
+def distances(restored: Restored, image: Tensor) -> dict[str, Tensor]:
+    """All terms that need the true images (B, 3, H, W) and nothing else."""
+    return {
+        "squared": squared(restored.image, image, restored.scale),
+        "gradient": gradient(restored.image, image, restored.scale),
+        "pixel": pixel(restored.image, image, restored.scale),
+        "cosine": cosine(restored.image, image),
+    }
 
 
 def squared(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Training configurations, and the recipes of the shipped models as rows that name only what differs."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from codling.configuration import override, suggest
 from codling.errors import ConfigError
 from codling.models.cod import CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
@@ -10,27 +12,38 @@ from codling.models.discriminator import DiscriminatorConfig
 from codling.models.dit import TransformerConfig
 from codling.models.oscar import OscarConfig
 
+KEEP = ("auto", "device", "memory", "stream")
+
 
 def published_weights() -> dict[str, float]:
     """Weights of the published objective: the quantiser's loss counts 0.25, its codebook part 0.25 of that."""
-    return {"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0625}
+    return {
+        "flow": 1.0, "one_step": 1.0, "reconstruction": 1.0, "alignment": 0.5, "codec_alignment": 0.5,
+        "commitment": 0.25, "codebook": 0.0625,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every training run has.
 
-    data, validation: directories of tar shards or pictures. validation may be empty: then nothing is validated.
+    data, validation: pictures, as `shards` reads them: a directory, or tar shards by path or URL. validation may be
+        empty: then nothing is validated. keep: where decoded pictures wait, "device", "memory", "auto" (on the device
+        if they fit), or "stream": read from shards again and again, `window` of them in memory at a time.
     crop: side of the training squares in pixels. scales: how much they are enlarged, least and most. batch: squares a
     step. steps: length of the run.
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
         that a run can be lengthened or brought to its end without starting over.
     average: decay of the weight average. clip: largest gradient norm.
-    precision: "bfloat16" (autocast) or "float32".
+    precision: "bfloat16" (autocast) or "float32". compile: compile the networks (torch.compile).
+    log_every, checkpoint_every, validate_every: in steps; None validates at every checkpoint. validation_pictures: how
+        many of them at most.
     """
 
     data: str = ""
     validation: str = ""
+    keep: str = "auto"
+    window: int = 4
     crop: int = 256
     scales: tuple[float, float] = (0.7, 1.3)
     batch: int = 128
@@ -43,12 +56,20 @@ class RunConfig:
     average: float = 0.9999
     clip: float = 1.0
     precision: str = "bfloat16"
+    compile: bool = False
     log_every: int = 50
     checkpoint_every: int = 250
+    validate_every: int | None = None
+    validation_pictures: int = 24
 
     def __post_init__(self) -> None:
         if self.precision not in ("bfloat16", "float32"):
             raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
+        if self.keep not in KEEP:
+            raise ConfigError(f"training: keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
+        for name in ("batch", "window", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.scales[0] <= self.scales[1]:
             raise ConfigError(f"training: scales must be two ascending numbers above 0, got {self.scales}")
 
@@ -58,23 +79,34 @@ class TrainingConfig(RunConfig):
     """Training of CoD.
 
     null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
+        one_step_pass: add the term `one_step`, a second forward pass at t = 0 of every sample (published stage 3).
+    teacher: whose features are aligned to, see `alignment`. align_block: after how many blocks of the trunk.
+    autoencoder: of latent models: a directory in `diffusers` layout, or its name on the hub.
     codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
     reconstruction_layers: depth of the head that reads the picture off the condition (published: 3).
     quantise_from: step from which the features are quantised; before it the encoder learns what is worth keeping,
         instead of settling on the patch's mean colour. denoise_from: step from which the transformer is trained; before
         it the condition codec trains alone, at a fraction of the cost. freeze_encoder_from: step from which the encoder
         and the codebook stay as they are, so that indices are settled while the rest learns to read them; None: never.
+    weights: of the loss terms, see `terms`; those of terms that the run does not have are not used.
+    validation_steps, validation_noise: numbers of steps, and noise fractions, that validation measures.
     """
 
     model: CoDConfig = field(default_factory=CoDConfig)
     null_condition: float = 0.1
     one_step_share: float = 0.0
+    one_step_pass: bool = False
+    teacher: str = "none"
+    align_block: int = 8
+    autoencoder: str = ""
     codebook: str = "gradient"
     reconstruction_layers: int = 3
     quantise_from: int = 0
     denoise_from: int = 0
     freeze_encoder_from: int | None = None
     weights: dict[str, float] = field(default_factory=published_weights)
+    validation_steps: tuple[int, ...] = (1, 25)
+    validation_noise: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,25 +191,100 @@ COD_XS = CoDConfig(
     guidance=1.5,
 )  # fmt: skip
 
-# The two of cod-xs go into one directory, one after the other: the condition codec alone, then all of the model.
-RECIPES: dict[str, TrainingConfig | DenoiserTraining | OscarTraining] = {
-    "cod-xs-codec": TrainingConfig(
-        model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
-        null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+COD_S = CoDConfig(
+    condition=ConditionCodecConfig(
+        stride=16, codebook_size=4096, codebook_width=32, encoder_width=48, decoder_width=256, decoder_blocks=3,
+        groups=16, stem_stride=4, shortcut=True,
     ),
-    "cod-xs": TrainingConfig(
-        model=COD_XS, crop=224, batch=16, steps=7150, learning_rate=1e-3, decay_share=0.122, average=0.996,
-        one_step_share=0.35, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-        denoise_from=5200, freeze_encoder_from=5200,
-        weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    transformer=TransformerConfig(
+        width=256, heads=8, blocks=8, head_blocks=2, head_width=32, head_mlp_ratio=2, linear_head=True
     ),
+    sigma_data=0.5,
+    tile=768,
+    overlap=128,
+    guidance=1.5,
+)  # fmt: skip
+
+COD_LATENT = CoDConfig(
+    space="sd-vae", transformer=TransformerConfig(head="ddt", channels=4, patch=2, blocks=22, head_blocks=6)
+)
+
+# The published schedule: 256 px, 512 px, then unified post-training, where a second pass at t = 0 is added.
+STAGE_256 = TrainingConfig(
+    crop=256, scales=(1.0, 1.0), batch=128, steps=400_000, learning_rate=1e-4, decay_share=0.0, teacher="dinov2_vitb14",
+)  # fmt: skip
+STAGE_512 = replace(STAGE_256, crop=512, batch=64, steps=100_000, learning_rate=2e-5)
+STAGE_UNIFIED = replace(STAGE_512, steps=50_000, one_step_pass=True)
+PUBLISHED = {"256": STAGE_256, "512": STAGE_512, "unified": STAGE_UNIFIED}
+
+XS_CODEC = TrainingConfig(
+    model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
+    null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
+    denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
+    weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+)  # fmt: skip
+XS_FLOW = replace(
+    XS_CODEC, crop=224, batch=16, steps=1950, learning_rate=1e-3, decay_share=0.447, average=0.996, null_condition=0.1,
+    one_step_share=0.35, quantise_from=0, denoise_from=0, freeze_encoder_from=0,
+)  # fmt: skip
+S_256 = replace(
+    XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2, average=0.999,
+    null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25), validation_pictures=24,
+)  # fmt: skip
+S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
+
+OSCAR_TOKENS = OscarTraining(
+    crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5,
+    average=0.998, weight_decay=0.01,
+)  # fmt: skip
+OSCAR_RESTORE = replace(
+    OSCAR_TOKENS, batch=12, steps=4000, restore_from=0, learning_rate=8e-4, average=0.997, jump_share=0.25,
+    adversarial_from=2000, weights={**oscar_weights(), "gradient": 0.1, "adversarial": 0.1},
+)  # fmt: skip
+
+RECIPES: dict[str, RunConfig] = {
+    **{f"cod-pixel-{name}": stage for name, stage in PUBLISHED.items()},
+    **{f"cod-latent-{name}": replace(stage, model=COD_LATENT) for name, stage in PUBLISHED.items()},
+    "cod-s-256": S_256,
+    "cod-s-512": S_512,
+    "cod-s-unified": replace(S_512, steps=5_000, one_step_share=0.35, freeze_encoder_from=0),
+    "cod-xs-codec": XS_CODEC,
+    "cod-xs-flow": XS_FLOW,
     "diffc-xs": DenoiserTraining(
         crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
     ),
-    "oscar-s-tokens": OscarTraining(
-        crop=256, scales=(0.85, 1.7), batch=16, steps=2000, restore_from=2000, learning_rate=2e-3, decay_share=0.5,
-        average=0.998, weight_decay=0.01,
-    ),
+    "oscar-s-tokens": OSCAR_TOKENS,
+    "oscar-s-restore": OSCAR_RESTORE,
 }  # fmt: skip
+
+# Recipes that train a model by several stages, one after the other, each from the weights of the one before.
+CHAINS: dict[str, tuple[str, ...]] = {
+    "cod-pixel": ("cod-pixel-256", "cod-pixel-512", "cod-pixel-unified"),
+    "cod-latent": ("cod-latent-256", "cod-latent-512", "cod-latent-unified"),
+    "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
+    "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
+    "oscar-s": ("oscar-s-tokens", "oscar-s-restore"),
+}
+
+
+def stages_of(name: str) -> dict[str, RunConfig]:
+    """The stages of a recipe by name, a single one of most. Raises ConfigError naming the nearest recipes."""
+    if name in CHAINS:
+        return {stage: RECIPES[stage] for stage in CHAINS[name]}
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}{suggest(name, (*CHAINS, *RECIPES))}")
+    return {name: RECIPES[name]}
+
+
+def override_stages(stages: Mapping[str, RunConfig], assignments: Iterable[str]) -> dict[str, RunConfig]:
+    """Apply `key=value` to every stage, and `STAGE:key=value` to one."""
+    chosen: dict[str, list[str]] = {name: [] for name in stages}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        stage, colon, rest = key.partition(":")
+        if colon and stage not in stages:
+            raise ConfigError(f"unknown stage {stage!r}{suggest(stage, stages)}")
+        for name in [stage] if colon else stages:
+            chosen[name].append(rest + equals + value if colon else assignment)
+    return {name: override(config, chosen[name]) for name, config in stages.items()}

@@ -1,8 +1,8 @@
 """What every training run has: a model, its average, an optimiser, a step count, and one file to resume from."""
 
 import math
-import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,31 +12,60 @@ from torch import Tensor, nn
 
 from codling.configuration import from_dict, to_dict
 from codling.errors import ConfigError
+from codling.training import checkpoint
 from codling.training.averages import WeightAverage
+from codling.training.engine import Engine, whole
 from codling.training.recipes import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
 
 
+class LossModule(nn.Module):
+    """A run's loss as a module's forward pass, which is what engines wrap."""
+
+    def __init__(self, run: "Run[Any]"):
+        super().__init__()
+        self.model, self.head = run.model, run.head
+        self._loss = run.loss
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = self._loss(image)
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+
 class Run(ABC, Generic[C]):
     """Everything a training run changes. Subclasses say what a step's loss is, and which networks must stay the same.
 
-    model: what is trained and averaged. head: networks that only training needs.
+    model: what is trained and averaged. head: networks that only training needs. places: which places of the batch this
+    process trains on; random draws are a function of seed, step and place.
     """
 
     def __init__(self, config: C, device: torch.device, model: nn.Module, head: nn.Module):
         self.config, self.device, self.step = config, device, 0
         self.model: Any = model
-        self.head = head
-        self.average = WeightAverage(model, config.average)
-        parameters = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
+        self.head: Any = head
+        self.engine = Engine(device, precision=config.precision)
+        self.places = range(config.batch)
+        self._make_trainable(LossModule(self))
+
+    def distribute(self, engine: Engine) -> None:
+        """Share the steps with the other processes of an engine; before the first step."""
+        self.engine, self.places = engine, engine.places(self.config.batch)
+        self._make_trainable(engine.wrap(LossModule(self)))
+
+    def _make_trainable(self, module: nn.Module) -> None:
+        """What must be made anew when parameters are sharded: average and optimiser."""
+        config = self.config
+        self.module = module
+        self.average = WeightAverage(self.model, config.average)
+        parameters = [p for p in (*self.model.parameters(), *self.head.parameters()) if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
         )
 
     @abstractmethod
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of images (B, 3, crop, crop) in [-1, 1], and its named terms for the log."""
+        """The loss of images (B, 3, crop, crop) in [-1, 1] at `places`, and its named terms for the log."""
 
     @abstractmethod
     def new_model(self) -> nn.Module:
@@ -47,14 +76,22 @@ class Run(ABC, Generic[C]):
         """The part of a configuration that a checkpoint must share with the run it continues."""
 
     @abstractmethod
-    def validate(self, pictures: list[np.ndarray]) -> str:
-        """A line for the log: how good the averaged model is on pictures (H, W, 3) uint8."""
+    def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
+        """How good the averaged model is on pictures (H, W, 3) uint8: numbers by name, for the log."""
+
+    def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
+        """Columns of a sheet of what the averaged model makes of pictures, each (n, 3, H, W) in [-1, 1]; none here."""
+        return ()
 
     def prepare(self, pictures: list[np.ndarray]) -> None:
-        """What is fitted on pictures (H, W, 3) uint8 before the first step; nothing by default."""
+        """What is fitted to pictures (H, W, 3) uint8 before the first step; nothing by default."""
 
     def after_step(self) -> None:
         """What is learned by other means than a gradient; nothing by default."""
+
+    def compile(self) -> None:
+        """Compile what takes the time of a step."""
+        self.model.compile()
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights, averages and optimiser."""
@@ -71,59 +108,88 @@ class Run(ABC, Generic[C]):
 
     def train_step(self, image: Tensor) -> dict[str, float]:
         """One optimiser step on images (B, 3, crop, crop) in [-1, 1]; returns the unweighted terms."""
-        image = image.to(self.device).to(memory_format=torch.channels_last)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate()
-        loss, terms = self.loss(image)
+        loss, terms = self.module(image.to(self.device).to(memory_format=torch.channels_last))
+        self.descend(loss, self.optimiser)
+        self.finish_step()
+        return {name: float(term) for name, term in terms.items()}
+
+    def descend(self, loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+        """One step of an optimiser down a loss, at the current learning rate, with its gradient clipped."""
         if not math.isfinite(loss.item()):
             raise ConfigError(f"training diverged at step {self.step}: the loss is {loss.item()}; lower learning_rate")
-        self.optimiser.zero_grad(set_to_none=True)
+        for group in optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.config.clip)
-        self.optimiser.step()
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        optimiser.step()
+
+    def finish_step(self) -> None:
+        """What follows the optimisers: other learning, the count, the average."""
         self.after_step()
         self.step += 1
         self.average.update(self.model, self.step)
-        return {name: float(term.detach()) for name, term in terms.items()}
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def autocast(self) -> Any:
+        """The context for networks; losses are best computed outside of it."""
+        return self.engine.autocast()
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint beside its final place, then rename: a killed run never leaves half a file."""
-        state = {
-            "config": to_dict(self.config),
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "head": self.head.state_dict(),
-            "average": self.average.values,
-            "optimiser": self.optimiser.state_dict(),
-            **self.extra_state(),
-        }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+    def save(self, path: Path, *, stage: str = "", source: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint, whole or not at all. stage: name of the stage. source: place in the data."""
+        state = checkpoint.gathered(
+            {
+                "config": to_dict(self.config),
+                "stage": stage,
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "head": self.head.state_dict(),
+                "average": self.average.values,
+                "optimiser": self.optimiser.state_dict(),
+                "source": source or {},
+                **self.extra_state(),
+            }
+        )
+        if self.engine.main:
+            checkpoint.write(path, state)
+        self.engine.barrier()
 
     def restore(self, path: Path) -> None:
         """Continue a saved run. Its networks must be the configured ones; schedule, data and decoding may differ."""
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        state = self._read(path)
+        checkpoint.load_module(self.model, state["model"])
+        checkpoint.load_module(self.head, state["head"])
+        self.average.load(state["average"])
+        checkpoint.load_optimiser(self.optimiser, state["optimiser"])
+        self.restore_extra(state)
+        self.step = state["step"]
+
+    def inherit(self, path: Path) -> None:
+        """Start from the averaged weights of the stage before; optimiser, average and step begin anew."""
+        state = self._read(path)
+        checkpoint.load_module(self.model, {**state["model"], **state["average"]})
+        checkpoint.load_module(self.head, state["head"])
+        self.restore_extra(state)
+        self.average = WeightAverage(self.model, self.config.average)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        state = checkpoint.read(path, device=self.device)
         mismatch = ConfigError(f"{path} was trained with another model configuration; use another output directory")
         try:
             saved = from_dict(type(self.config), state["config"])
         except ConfigError as error:
             raise mismatch from error
-        if self.networks(saved) != self.networks(self.config):
+        same = all(
+            {k: v.shape for k, v in state[name].items()} == {k: v.shape for k, v in module.state_dict().items()}
+            for name, module in (("model", self.model), ("head", self.head))
+        )
+        if self.networks(saved) != self.networks(self.config) or not same:
             raise mismatch
-        self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
-        self.average.values = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.restore_extra(state)
-        self.step = state["step"]
+        return state
 
     def averaged_model(self) -> Any:
-        """A copy of the model with the averaged weights, for decoding."""
+        """A copy of the model with the averaged weights, for decoding; all processes must take part."""
         model = self.new_model().to(self.device)
-        model.load_state_dict(self.model.state_dict())
-        self.average.copy_to(model)
+        state = {**self.model.state_dict(), **self.average.values}
+        model.load_state_dict({name: whole(value) for name, value in state.items()})
         return model.eval()

@@ -1,12 +1,16 @@
 """The loss terms of CoD, named and unweighted; weights are applied once, by `total`.
 
-flow: |v - (x_1 - x_0)|^2 with logit-normal times (rectified flow); a share of the samples sits at t = 0, where the same
-    term is the one-step reconstruction error (unified post-training).
-reconstruction: |head(condition) - x|^2, the auxiliary picture read off the condition map.
+flow: |v - (x_1 - x_0)|^2 with logit-normal times (rectified flow); a share of the samples may sit at t = 0, where the
+    same term is the one-step reconstruction error (one reading of unified post-training).
+one_step: |x_0 + v(x_0, 0) - x_1|^2, a second pass of the same noise at t = 0 (the other reading, that of the published
+    code).
+reconstruction: |head(condition) - x_1|^2, the auxiliary state read off the condition map.
+alignment: 1 - cos(projected tokens of a transformer block, teacher) at every token (REPA, Yu et al. 2025).
+codec_alignment: 1 - cos(projected condition map, teacher).
 commitment, codebook: |sg(z_q) - z|^2 and |z_q - sg(z)|^2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +21,11 @@ from codling.configuration import suggest
 from codling.diffusion.path import interpolate, velocity
 from codling.errors import ConfigError
 from codling.models.cod import CoD
+from codling.training.alignment import Projection, misalignment
+from codling.training.draws import noise_like, step_generator
 
-TERMS = ("flow", "reconstruction", "commitment", "codebook")
+TERMS = ("flow", "one_step", "reconstruction", "alignment", "codec_alignment", "commitment", "codebook")
+ALWAYS = ("flow", "reconstruction", "commitment", "codebook")
 
 
 class ReconstructionHead(nn.Module):
@@ -37,6 +44,16 @@ class ReconstructionHead(nn.Module):
         return F.pixel_shuffle(self.layers(condition), self.patch)
 
 
+class Heads(nn.Module):
+    """The networks that only training needs. teacher_width: channels of the teacher's features, None without one."""
+
+    def __init__(self, *, width: int, channels: int, patch: int, layers: int, teacher_width: int | None):
+        super().__init__()
+        self.reconstruction = ReconstructionHead(width, channels=channels, patch=patch, layers=layers)
+        self.tokens = None if teacher_width is None else Projection(width, teacher_width)
+        self.condition = None if teacher_width is None else Projection(width, teacher_width)
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of one step: times (B,), starting noise like the states, and who loses the condition (B,)."""
@@ -48,21 +65,40 @@ class Draws:
     @classmethod
     def make(
         cls,
-        shape: torch.Size,
+        state: Tensor,
+        places: Sequence[int],
         *,
+        batch: int,
         null_condition: float,
         one_step_share: float,
         seed: int,
         step: int,
-        device: torch.device,
     ) -> "Draws":
-        """A pure function of seed and step, on every device: drawn on the CPU."""
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        t = torch.randn(shape[0], generator=generator).sigmoid()
-        t = torch.where(torch.rand(shape[0], generator=generator) < one_step_share, 0.0, t)
-        noise = torch.randn(shape, generator=generator)
-        null = torch.rand(shape[0], generator=generator) < null_condition
-        return cls(t.to(device), noise.to(device), null.to(device))
+        """For states (B, C, H, W) at `places` of a batch: a pure function of seed, step and place."""
+        generator = step_generator(seed, step)
+        t = torch.randn(batch, generator=generator).sigmoid()
+        t = torch.where(torch.rand(batch, generator=generator) < one_step_share, 0.0, t)
+        null = torch.rand(batch, generator=generator) < null_condition
+        rows = list(places)
+        return cls(
+            t[rows].to(state.device), noise_like(state, places, seed=seed, step=step), null[rows].to(state.device)
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step computes: the stages of a run differ in it, see `TrainingConfig`.
+
+    Without `quantise` the decoder sees the features themselves; without `denoise` the transformer is not run and its
+    terms are zero; without `encode` no gradient reaches the encoder. one_step_pass: with the term `one_step`.
+    align_block: number of trunk blocks after which tokens are aligned to the teacher's features.
+    """
+
+    quantise: bool = True
+    denoise: bool = True
+    encode: bool = True
+    one_step_pass: bool = False
+    align_block: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,52 +113,58 @@ class StepResult:
 
 def cod_step(
     model: CoD,
-    head: ReconstructionHead,
+    heads: Heads,
     image: Tensor,
     state: Tensor,
     draws: Draws,
+    objective: Objective,
     *,
-    quantise: bool,
-    denoise: bool,
-    encode: bool,
+    teacher_features: Tensor | None = None,
 ) -> StepResult:
     """All terms for a batch of images (B, 3, H, W) and their states (the images themselves in pixel space).
 
-    Without `quantise` the decoder sees the features themselves; without `denoise` the transformer is not run and the
-    flow term is zero; without `encode` no gradient reaches the encoder. They make the stages of a run, see
-    `TrainingConfig`.
+    teacher_features: (B, teacher width, H / 16, W / 16), or None without a teacher.
     """
     null = draws.null[:, None, None, None]
     # "Nothing known" is the image whose pixels are all -1, as in the published training.
-    with torch.set_grad_enabled(encode and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(objective.encode and torch.is_grad_enabled()):
         features = model.condition_codec.encoder(torch.where(null, -1.0, image))
     quantised = model.condition_codec.quantiser(features)
-    condition = model.condition_codec.decoder(quantised.codewords if quantise else features)
+    condition = model.condition_codec.decoder(quantised.codewords if objective.quantise else features)
+    reconstruction = heads.reconstruction(condition).float() - state
+    zero = condition.new_zeros((), dtype=torch.float32)
+    terms = {
+        "flow": zero,
+        "reconstruction": (reconstruction.square() * ~null).mean(),
+        "commitment": quantised.commitment,
+        "codebook": quantised.codebook if objective.encode else quantised.codebook.detach(),
+    }
+    if objective.denoise:
+        x = interpolate(draws.noise, state, draws.t)
+        v, tokens = model.velocity_and_tokens(x, draws.t, condition, block=objective.align_block)
+        terms["flow"] = F.mse_loss(v.float(), velocity(draws.noise, state))
+    if objective.one_step_pass:
+        terms["one_step"] = zero
+        if objective.denoise:
+            decoded = draws.noise + model.velocity(draws.noise, torch.zeros_like(draws.t), condition).float()
+            terms["one_step"] = F.mse_loss(decoded, state)
+    if teacher_features is not None:
+        assert heads.tokens is not None and heads.condition is not None
+        of_codec = misalignment(heads.condition(condition), teacher_features)
+        terms["codec_alignment"] = (of_codec * ~draws.null).mean()
+        terms["alignment"] = zero
+        if objective.denoise:
+            token_map = tokens.transpose(1, 2).unflatten(2, condition.shape[-2:])
+            terms["alignment"] = misalignment(heads.tokens(token_map), teacher_features).mean()
+    return StepResult(terms, features.detach().float(), quantised.indices, ~draws.null)
 
-    flow = condition.new_zeros(())
-    if denoise:
-        v = model.velocity(interpolate(draws.noise, state, draws.t), draws.t, condition)
-        flow = F.mse_loss(v.float(), velocity(draws.noise, state))
-    reconstruction = head(condition).float() - state
-    return StepResult(
-        terms={
-            "flow": flow,
-            "reconstruction": (reconstruction.square() * ~null).mean(),
-            "commitment": quantised.commitment,
-            "codebook": quantised.codebook if encode else quantised.codebook.detach(),
-        },
-        features=features.detach().float(),
-        indices=quantised.indices,
-        counted=~draws.null,
-    )
 
-
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises ConfigError unless exactly the known terms are weighted."""
+def check_weights(weights: Mapping[str, float], used: Collection[str]) -> None:
+    """Raises ConfigError on weights of unknown terms, and unless every term in use has one."""
     for name in weights:
         if name not in TERMS:
             raise ConfigError(f"loss weights: unknown term {name!r}{suggest(name, TERMS)}")
-    if missing := set(TERMS) - set(weights):
+    if missing := set(used) - set(weights):
         raise ConfigError(f"loss weights: no weight for {', '.join(sorted(missing))}; write 0 to leave a term out")
 
 

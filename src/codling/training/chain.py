@@ -1,0 +1,56 @@
+"""Several stages by one command, in one directory, resumable in the middle of any of them."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codling.errors import ConfigError
+from codling.training import checkpoint
+from codling.training.engine import Strategy
+from codling.training.loop import CHECKPOINT, train
+from codling.training.recipes import RunConfig
+from codling.training.run import Run
+
+
+def train_stages(
+    stages: Mapping[str, RunConfig],
+    directory: Path,
+    *,
+    device: torch.device,
+    max_minutes: float | None = None,
+    report: Callable[[str], None] = print,
+    devices: int = 1,
+    strategy: Strategy = "ddp",
+) -> Run[Any]:
+    """Train the stages one after the other, from the one that the checkpoint in `directory` is of.
+
+    Each starts from the averaged weights of the one before. Returns the run of the stage that was trained last.
+    """
+    names, begin = list(stages), time.monotonic()
+    if not names:
+        raise ConfigError("training: no stage to train")
+    begun = stage_of(directory)
+    for number in range(names.index(begun) if begun in names else 0, len(names)):
+        name = names[number]
+        left = None if max_minutes is None else max_minutes - (time.monotonic() - begin) / 60
+        run = train(
+            stages[name], directory, device=device, max_minutes=left, report=report, stage=name, devices=devices,
+            strategy=strategy,
+        )  # fmt: skip
+        if run.engine.main:
+            report(f"stage {number + 1} of {len(names)}, {name}: step {run.step} of {run.config.steps}")
+        if run.step < run.config.steps:
+            break
+    return run
+
+
+def stage_of(directory: Path) -> str | None:
+    """The stage that a run's directory is in, None of a new one."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    stage: str = checkpoint.read(path, device=torch.device("cpu"), lazily=True).get("stage", "")
+    return stage

@@ -1,0 +1,30 @@
+"""Random numbers of a step: a pure function of seed, step and place in the batch, so that all processes agree."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(*key: int, device: torch.device) -> torch.Generator:
+    """A generator on a device, seeded by numbers, equal to no other key's."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(seed)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """For the small numbers of a whole batch, of which every process takes its places'; on the CPU."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def noise_like(image: Tensor, places: Sequence[int], *, seed: int, step: int) -> Tensor:
+    """Gaussian noise for states (B, ...) at these places of the batch, drawn where they are: devices differ in it.
+
+    Drawing a large batch on the CPU would keep a GPU waiting.
+    """
+    rows = [
+        torch.randn(image.shape[1:], generator=generator(seed, step, place, device=image.device), device=image.device)
+        for place in places
+    ]
+    return torch.stack(rows)
