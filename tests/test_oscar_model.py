@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import codling
 from codling.codecs.oscar_pixel import PixelOscar
-from codling.errors import ConfigError
+from codling.errors import ConfigError, RateError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig
 from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Stack, patches
 from codling.models.oscar import Oscar, OscarConfig
 from codling.models.wiener import WienerConfig, fit_spectrum
+from codling.training.export import export_run
 from codling.training.loop import CHECKPOINT, train
 from codling.training.oscar_run import OscarRun
+from codling.training.oscar_terms import Restored
 from codling.training.recipes import OscarTraining, oscar_weights
 from tests.conftest import noise_picture
 
@@ -210,8 +213,9 @@ def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
     run = OscarRun(tiny_run(pictures, weights={**oscar_weights(), "adversarial": 0.1}), CPU)
     real = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
     coarse, scale = F.avg_pool2d(real, 5, stride=1, padding=2), torch.full((4, 1, 1, 1), 0.3)
+    run._restored = Restored(coarse, coarse, scale)
     for _ in range(60):
-        run._adversary_step(real, coarse, coarse, scale)
+        run._judge(real)
     with torch.no_grad():
         assert float(run.discriminator(real, coarse, scale).mean()) > float(
             run.discriminator(coarse, coarse, scale).mean()
@@ -231,3 +235,30 @@ def test_bad_settings_are_named(pictures: Path) -> None:
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="not a denoiser like"):
         OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare([np.zeros((64, 64, 3), np.uint8)])
+
+
+def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path, tmp_path: Path) -> None:
+    run = train(tiny_run(pictures, steps=2, restore_from=1), tmp_path, device=CPU, report=lambda _: None)
+    export_run(run, tmp_path / "model", precision="int8", pictures=4)
+    codec = codling.load(tmp_path / "model")
+    picture = noise_picture(50, 70)
+    sizes = [len(codling.encode(picture, model=codec, level=level)) for level in range(3)]
+    for level in range(3):
+        data = codling.encode(picture, model=codec, max_bytes=sizes[level])
+        assert len(data) <= sizes[level]
+        assert codling.decode(data, model=tmp_path / "model").size == (70, 50)
+    with pytest.raises(RateError, match="at least"):
+        codling.encode(picture, model=codec, max_bytes=12)
+    with pytest.raises(RateError, match="levels 0 to 2"):
+        codling.encode(picture, model=codec, level=3)
+
+
+def test_a_chain_passes_tokens_on_to_the_second_stage(pictures: Path, tmp_path: Path) -> None:
+    first = train(tiny_run(pictures, steps=3, restore_from=3), tmp_path, device=CPU, report=lambda _: None, stage="a")
+    config = tiny_run(pictures, steps=2, restore_from=0, jump_share=0.25)
+    second = train(config, tmp_path, device=CPU, report=lambda _: None, stage="b")
+    tokens = {name: value for name, value in first.averaged_model().state_dict().items() if "quantisers" in name}
+    assert tokens
+    for name, value in tokens.items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    assert torch.equal(second.model.noise, first.model.noise)

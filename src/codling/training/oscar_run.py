@@ -221,7 +221,8 @@ class OscarRun(Run[OscarTraining]):
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
         """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2."""
         images = centre_squares(pictures, self.config.crop, device=self.device)
-        scores, decoded = {}, self._decoded(images)
+        scores: dict[str, float] = {}
+        decoded = self._decoded(images)
         for level, row in enumerate(self.averaged_model().levels):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
