@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import codling
@@ -13,8 +14,10 @@ from codling.bitstream.container import CodecId, unpack
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.cod import CoDCodec
 from codling.codecs.oscar import GAIN_STEP, OscarCodec
-from codling.errors import ConfigError, RateError
+from codling.errors import ConfigError, ModelError, RateError
 from codling.models.rate_levels import OscarModel, Tokens
+from codling.weights import registry
+from codling.weights.store import Parts
 from tests.conftest import noise_picture
 from tests.oscar_stand_in import Squares, index_tables, squares_codec
 from tests.test_cli import run
@@ -123,8 +126,6 @@ def test_bits_a_pixel_and_levels_of_files(tmp_path: Path) -> None:
 def test_codecs_without_levels_say_so(tiny_codec: CoDCodec, tmp_path: Path) -> None:
     with pytest.raises(RateError, match="one rate a picture"):
         codling.encode(noise_picture(20, 20), model=tiny_codec, level=1)
-    from PIL import Image
-
     Image.fromarray(noise_picture(20, 20)).save(tmp_path / "a.png")
     done = run("encode", tmp_path / "a.png", "--model", "linear", "--level", 1)
     assert done.returncode == 1
@@ -160,3 +161,14 @@ def test_gains_out_of_range_or_of_another_number_are_refused() -> None:
 def test_tables_must_fit_the_levels() -> None:
     with pytest.raises(ConfigError, match="2 index tables for 3 levels"):
         OscarCodec(Squares(), name="x", model_id=1, index_models=index_tables()[:2])
+
+
+def test_a_model_of_our_own_is_loaded_with_its_tables_and_without_gains() -> None:
+    parts = Parts(Squares(), index_models=tuple(index_tables()))
+    codec = registry.oscar_codec(parts, name="own", number=5)
+    assert (codec.name, codec.model_id, codec.gains) == ("own", 5, 0)
+    image = image_of(noise_picture(64, 64))
+    assert codec.encode(image, RateTarget(level=1)) == squares_codec().encode(image, RateTarget(level=1))
+    assert registry.own_codec(parts.model) is CodecId.OSCAR
+    with pytest.raises(ModelError, match="no DiffC"):
+        registry.backbone_of(parts, name="own")
