@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import codling
@@ -124,8 +125,6 @@ def test_bits_a_pixel_and_levels_of_files(tmp_path: Path) -> None:
 def test_codecs_without_levels_say_so(tiny_codec: CoDCodec, tmp_path: Path) -> None:
     with pytest.raises(RateError, match="one rate a picture"):
         codling.encode(noise_picture(20, 20), model=tiny_codec, level=1)
-    from PIL import Image
-
     Image.fromarray(noise_picture(20, 20)).save(tmp_path / "a.png")
     done = run("encode", tmp_path / "a.png", "--model", "linear", "--level", 1)
     assert done.returncode == 1

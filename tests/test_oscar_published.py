@@ -56,6 +56,17 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def loaded(stable_diffusion: Path) -> importer.StableDiffusion:
+    return importer.load_stable_diffusion(str(stable_diffusion))
+
+
+@pytest.fixture
+def base(loaded: importer.StableDiffusion) -> importer.StableDiffusion:
+    """To be given adapters: a copy for each test."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture(scope="module")
 def checkpoint() -> dict[str, Any]:
     return published_checkpoint(golden_oscar())
 
@@ -92,9 +103,8 @@ def agrees(ours: torch.Tensor, theirs: np.ndarray) -> bool:
 
 @torch.no_grad()
 def test_adapters_apart_compute_what_the_published_code_does(
-    stable_diffusion: Path, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
+    base: importer.StableDiffusion, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    base = importer.load_stable_diffusion(str(stable_diffusion))
     model = importer.model_from_published(checkpoint, base)
     assert "unet.conv_in.lora_A.default_encoder.weight" in model.state_dict()
     image = torch.from_numpy(arrays["image"])
@@ -262,11 +272,10 @@ DOWN = "conv_in.lora_A.default_encoder.weight"
     ],
 )
 def test_every_tensor_is_consumed_and_every_one_filled(
-    change: Change, message: str, stable_diffusion: Path, checkpoint: dict[str, Any]
+    change: Change, message: str, base: importer.StableDiffusion, checkpoint: dict[str, Any]
 ) -> None:
     changed = {key: value.copy() if isinstance(value, dict | list) else value for key, value in checkpoint.items()}
     change(changed)
-    base = importer.load_stable_diffusion(str(stable_diffusion))
     with pytest.raises(ModelError, match=message):
         importer.model_from_published(changed, base)
 
