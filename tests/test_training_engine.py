@@ -26,23 +26,12 @@ from codling.training.log import LOG, VALIDATION, append, forget, read
 from codling.training.loop import CHECKPOINT, SAMPLES, out_of_memory_explained, train
 from codling.training.recipes import CHAINS, RECIPES, TrainingConfig, override_stages, stages_of
 from tests.conftest import noise_picture
+from tests.distributed import shared_batches, shared_weights
 from tests.training import CPU, png, tiny_run
 
 
 def silent(_: str) -> None:
     pass
-
-
-def settings(config: TrainingConfig) -> list[str]:
-    """A configuration as options of the command line."""
-    return [f"--set={key}={json.dumps(value)}" for key, value in to_dict(config).items()]
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "codling", "train", *arguments], capture_output=True, text=True, env=environment
-    )
 
 
 def losses(directory: Path) -> list[list[float]]:
@@ -51,20 +40,32 @@ def losses(directory: Path) -> list[list[float]]:
 
 
 def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) -> None:
-    """Same global batch, data, draws, gradients, codebook; only the order of sums differs."""
-    config = tiny_run(pictures, steps=6, log_every=1, learning_rate=4e-3)
-    one = train(config, tmp_path / "one", device=CPU, report=silent)
-    done = command("cod-xs-flow", *settings(config), "--devices=2", "-o", str(tmp_path / "two"))
+    """Same global batch, data, draws, gradients, codebook; only the order of sums differs.
+
+    Sharing weights too, they go on from the checkpoint of a single process.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = {
+        "batches": train(shared_batches(pictures), one / "batches", device=CPU, report=silent),
+        "weights": train(shared_weights(pictures), one / "weights", device=CPU, report=silent),
+    }
+    train(shared_weights(pictures), two / "weights", device=CPU, report=silent, max_minutes=0)
+    arguments = [sys.executable, "-m", "tests.distributed", str(pictures), str(two)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
-    alone, shared = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(alone) == 6
-    assert torch.allclose(torch.tensor(alone), torch.tensor(shared), rtol=1e-3)
-    # They learn, so that equal losses say something about gradients.
-    assert abs(alone[5][1] - alone[0][1]) > 0.01 * alone[0][1]
-    state = torch.load(tmp_path / "two" / CHECKPOINT, weights_only=True)["model"]
-    for name, value in one.model.state_dict().items():
-        assert torch.allclose(value, state[name], atol=2e-4), name
-    assert done.stdout.count("loads with codling.load") == 1
+    assert "continuing" in done.stdout
+    for name, run in alone.items():
+        expected, found = torch.tensor(losses(one / name)), torch.tensor(losses(two / name))
+        assert len(expected) == run.step
+        assert torch.allclose(expected, found, rtol=1e-3), name
+        # They learn, so that equal losses say something about gradients.
+        assert (expected[-1] - expected[0]).abs().max() > 0.01
+        saved = torch.load(two / name / CHECKPOINT, weights_only=True)
+        for key, value in run.model.state_dict().items():
+            assert torch.allclose(value, saved["model"][key], atol=2e-4), key
+        for key, value in run.average.values.items():
+            assert torch.allclose(value, saved["average"][key], atol=2e-4), key
 
 
 def test_a_batch_that_cannot_be_shared() -> None:

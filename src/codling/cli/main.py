@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import codling
-from codling.cli import bench, calibrate, decode, demo, encode, evaluate, info, models, preview, report, train
+from codling.cli import bench, calibrate, decode, demo, encode, evaluate, info, models, preview, report, train, weights
 from codling.errors import CodlingError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("preview")(preview.command)
 app.add_typer(models.app, name="models")
 app.command("calibrate")(calibrate.command)
 app.command("train")(train.command)
+app.add_typer(weights.app, name="weights")
 app.command("bench")(bench.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)

@@ -13,6 +13,7 @@ from codling.training.engine import Strategy
 from codling.training.loop import CHECKPOINT, train
 from codling.training.recipes import RunConfig
 from codling.training.run import Run
+from codling.training.shards import find_shards
 
 
 def train_stages(
@@ -32,6 +33,8 @@ def train_stages(
     names, begin = list(stages), time.monotonic()
     if not names:
         raise ConfigError("training: no stage to train")
+    for config in stages.values():
+        find_shards(config.data)  # a setting that cannot be right ends the run here, not after its first stage
     begun = stage_of(directory)
     for number in range(names.index(begun) if begun in names else 0, len(names)):
         name = names[number]

@@ -49,12 +49,17 @@ def gathered(state: Any) -> Any:
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor sharded as another one is."""
+    """A whole tensor sharded as another one is; one that is sharded already stays as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of every tensor, whole."""
+    return {name: value.shape for name, value in state.items()}
 
 
 def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:

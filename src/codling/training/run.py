@@ -115,7 +115,7 @@ class Run(ABC, Generic[C]):
 
     def descend(self, loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
         """One step of an optimiser down a loss, at the current learning rate, with its gradient clipped."""
-        if not math.isfinite(loss.item()):
+        if self.engine.any(not math.isfinite(loss.item())):
             raise ConfigError(f"training diverged at step {self.step}: the loss is {loss.item()}; lower learning_rate")
         for group in optimiser.param_groups:
             group["lr"] = self.learning_rate()
@@ -157,6 +157,8 @@ class Run(ABC, Generic[C]):
     def restore(self, path: Path) -> None:
         """Continue a saved run. Its networks must be the configured ones; schedule, data and decoding may differ."""
         state = self._read(path)
+        if checkpoint.shapes(state["head"]) != checkpoint.shapes(self.head.state_dict()):
+            raise ConfigError(f"{path} was trained with another teacher or head; use another output directory")
         checkpoint.load_module(self.model, state["model"])
         checkpoint.load_module(self.head, state["head"])
         self.average.load(state["average"])
@@ -165,10 +167,14 @@ class Run(ABC, Generic[C]):
         self.step = state["step"]
 
     def inherit(self, path: Path) -> None:
-        """Start from the averaged weights of the stage before; optimiser, average and step begin anew."""
-        state = self._read(path)
+        """Start from the averaged weights of the stage before; optimiser, average and step begin anew.
+
+        So do parts of the head that the stage before did not have, such as those for another teacher.
+        """
+        state, head = self._read(path), self.head.state_dict()
         checkpoint.load_module(self.model, {**state["model"], **state["average"]})
-        checkpoint.load_module(self.head, state["head"])
+        known = {k: v for k, v in state["head"].items() if k in head and v.shape == head[k].shape}
+        checkpoint.load_module(self.head, {**head, **known})
         self.restore_extra(state)
         self.average = WeightAverage(self.model, self.config.average)
 
@@ -179,10 +185,7 @@ class Run(ABC, Generic[C]):
             saved = from_dict(type(self.config), state["config"])
         except ConfigError as error:
             raise mismatch from error
-        same = all(
-            {k: v.shape for k, v in state[name].items()} == {k: v.shape for k, v in module.state_dict().items()}
-            for name, module in (("model", self.model), ("head", self.head))
-        )
+        same = checkpoint.shapes(state["model"]) == checkpoint.shapes(self.model.state_dict())
         if self.networks(saved) != self.networks(self.config) or not same:
             raise mismatch
         return state

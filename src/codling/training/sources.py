@@ -68,7 +68,7 @@ class HeldSource:
                     "free device memory; set keep=memory or keep=stream"
                 )
             if config.keep == "device" or (config.keep == "auto" and size < DEVICE_SHARE * free):
-                self.held, where = [torch.from_numpy(picture).to(device) for picture in found.pictures], "device memory"
+                self.held, where = [torch.from_numpy(p.copy()).to(device) for p in found.pictures], "device memory"
         self.description = (
             f"{len(found.pictures)} pictures, {found.broken} broken, {size / 1e6:.0f} MB decoded in {where}"
         )

@@ -1,0 +1,85 @@
+"""`codling weights`: store a model's weights smaller, cut them into parts, put parts together."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from codling.errors import ConfigError, RateError
+
+app = typer.Typer(help="Store weights in fewer bits, or in parts of bounded size.", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; new or empty.", show_default=False)]
+
+
+@app.command("split")
+def split_command(
+    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    output: Output,
+    max_mib: Annotated[float, typer.Option(help="Largest part in MiB.")] = 15.0,
+) -> None:
+    """Cut a model's weights into parts, with checksums."""
+    from codling.weights.splitting import MEBIBYTE, split
+
+    parts = split(model, output, limit=int(max_mib * MEBIBYTE))
+    print(f"{output}: {len(parts)} parts of at most {max(part.stat().st_size for part in parts):,} bytes")
+
+
+@app.command("join")
+def join_command(
+    parts: Annotated[Path, typer.Argument(help="Directory that `split` wrote.", show_default=False)], output: Output
+) -> None:
+    """Put the parts of a model together, checked."""
+    from codling.weights.splitting import join
+
+    join(parts, output)
+    print(f"{output}: use it with --model {output}")
+
+
+@app.command("pack")
+def pack_command(
+    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    output: Output,
+    precision: Annotated[Literal["float16", "int8"], typer.Option(help="How weights are stored.")] = "int8",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to measure the loss in PSNR on.", show_default=False)
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Budget a picture, for models of any rate.", show_default=False)
+    ] = None,
+) -> None:
+    """Store a model in fewer bits, and say what that costs."""
+    import torch
+
+    from codling.weights.store import WEIGHTS, load_parts, save_model
+
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty; name another directory, or empty it")
+    save_model(output, load_parts(model, device=torch.device("cpu")), precision=precision)
+    sizes = [(directory / WEIGHTS).stat().st_size for directory in (model, output)]
+    print(f"{output}: {sizes[1]:,} bytes, were {sizes[0]:,}")
+    if images is not None:
+        before, after = (mean_psnr(directory, images, max_bytes=max_bytes) for directory in (model, output))
+        print(f"PSNR {before:.3f} dB before, {after:.3f} dB after, on {images}")
+
+
+def mean_psnr(model: Path, images: Path, *, max_bytes: int | None) -> float:
+    """Mean PSNR in dB of a model's decoded pictures of a folder. Raises ConfigError if there is none."""
+    import numpy as np
+
+    import codling
+    from codling.evaluation.metrics import psnr
+    from codling.files import PICTURE_SUFFIXES
+    from codling.pictures import load_picture
+
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not paths:
+        raise ConfigError(f"no pictures in {images}; name a folder that has some")
+    codec, values = codling.load(model), []
+    for path in paths:
+        try:
+            data = codling.encode(path, model=codec, max_bytes=max_bytes)
+        except RateError as error:
+            raise RateError(f"{path}: {error}") from error
+        values.append(psnr(load_picture(path).rgb, np.asarray(codling.decode(data, model=codec))))
+    return float(np.mean(values))
