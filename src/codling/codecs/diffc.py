@@ -28,6 +28,7 @@ from codling.codecs.diffc_stream import (
     bits_to_message,
     checksum,
     checksum_agrees,
+    read_scale,
     read_settings,
 )
 from codling.diffusion.guidance import score_scaled
@@ -72,7 +73,8 @@ class DiffCCodec:
 
         With it comes how many bytes of the payload were used so far. The chain is one object that walks on.
 
-        Raises FormatError where a checksum does not agree, which is either damage or a decoder that has drifted.
+        Raises FormatError on settings and scales out of range, and where a checksum does not agree, which is either
+        damage or a decoder that has drifted.
         """
         condition, message = self._split(payload)
         reader, before = BitReader(message), len(payload) - len(message)
@@ -83,7 +85,7 @@ class DiffCCodec:
             chain.settings = settings
             scale = 0
             for following in settings.levels(final):
-                scale += reader.take_signed()
+                scale = read_scale(reader, scale)
                 ratios = chain.ratios(following, scale)
                 threshold = settings.threshold * THRESHOLD_UNIT
                 plan = plan_step(ratios, chain.layout, threshold=threshold, bits=settings.bits)

@@ -15,6 +15,7 @@ from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
+    LARGEST_SCALE,
     THRESHOLD_UNIT,
     DiffCConfig,
     checksum,
@@ -26,7 +27,6 @@ from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.plan import Q, plan_step, worth_coding
 from codling.rcc.spectral import from_spectrum, to_spectrum
 
-LARGEST_SCALE = 24
 # What the default settings take.
 SETTINGS_BYTES = 2
 
