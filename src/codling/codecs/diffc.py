@@ -23,7 +23,6 @@ from codling.codecs.chain import Chain
 from codling.codecs.diffc_encoder import Encoder
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
-    THRESHOLD_UNIT,
     DiffCConfig,
     bits_to_message,
     checksum,
@@ -35,7 +34,7 @@ from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError
 from codling.rcc.channel import group_bits, receive
-from codling.rcc.plan import LEVELS, ErrorTable, plan_step, worth_coding
+from codling.rcc.plan import LEVELS, ErrorTable
 from codling.rcc.spectral import from_spectrum
 
 
@@ -86,13 +85,11 @@ class DiffCCodec:
             scale = 0
             for following in settings.levels(final):
                 scale = read_scale(reader, scale)
-                ratios = chain.ratios(following, scale)
-                threshold = settings.threshold * THRESHOLD_UNIT
-                plan = plan_step(ratios, chain.layout, threshold=threshold, bits=settings.bits)
+                plan, coded = chain.plan(following, scale)
                 bits = group_bits(plan)
                 groups = bits_to_message(reader.take_array(int(bits.sum())), bits)
                 said = receive(groups, plan, size=chain.state.size, memory=settings.memory, step=chain.step)
-                chain.advance(following, worth_coding(ratios, chain.layout, threshold), said)
+                chain.advance(following, coded, said)
                 yield chain, before + -(-reader.place // 8)
                 if chain.step % settings.check_every == 0 and following != final:
                     wanted = reader.take(CHECK_BITS)
