@@ -211,7 +211,7 @@ class Oracle:
     def condition(self, image: Tensor) -> bytes:
         return b""
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         return lambda x, t: (self.image - x) / (1 - t).view(-1, 1, 1, 1)
 
     def to_state(self, image: Tensor) -> Tensor:

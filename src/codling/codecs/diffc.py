@@ -107,12 +107,12 @@ class DiffCCodec:
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
-        state = chain.flow_state(grain=1.0, empty=False)
         if steps == 1 and options.score_scale == 1.0:
             state = torch.from_numpy(from_spectrum(chain.estimate))[None]
         else:
             grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
             velocity = score_scaled(chain.velocity, options.score_scale)
+            state = chain.flow_state(grain=1.0, empty=False)
             with torch.inference_mode():
                 state = sampler(options.sampler or self.config.sampler)(velocity, state, grid)
         with torch.inference_mode():
@@ -125,7 +125,7 @@ class DiffCCodec:
         if bool(condition) not in self.tables:
             wanted = "with its condition" if condition else "without its condition"
             raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
-        velocity = self.backbone.velocity(condition, height=tall, width=wide, guidance=1.0)
+        velocity = self.backbone.velocity(condition, height=tall, width=wide)
         shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
         return Chain.begin(velocity, self.tables[bool(condition)], settings, shape)
 
