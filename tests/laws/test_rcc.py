@@ -1,6 +1,7 @@
 """Reverse channel coding: the compiled search against a plain one, decoding without a search, and bits well spent."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from codling.bitstream.prng import gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
 from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.kernels import philox, score_candidates
+from codling.rcc.pfr import scores
 from codling.rcc.plan import Band
-from codling.rcc.trellis import codewords, search
+from codling.rcc.threads import in_parts
+from codling.rcc.trellis import BATCH, codewords, search
 
 
 def split(count: int, groups: int) -> np.ndarray:
@@ -68,6 +71,29 @@ def test_viterbi_finds_the_best_of_all_messages(memory: int, bits: list[int], sh
         for m in itertools.product(*(range(1 << b) for b in bits))
     )
     assert path_score(words, target, starts, shares) == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_threads_change_nothing(threads: int) -> None:
+    """Several batches of groups, of unequal sizes and bits."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(1, 4, BATCH * 2 + 5)
+    starts, shares = split(1200, len(bits)), np.full(len(bits), 0.6)
+    target = rng.normal(size=1200).astype(np.float32)
+    alone, together = (search(target, starts, shares, bits, memory=5, step=1, threads=n) for n in (1, threads))
+    assert np.array_equal(alone, together)
+    assert len(np.unique(alone)) == 8
+    one, many = (scores(target, 1001, seed=1, step=2, chunk=3, threads=n) for n in (1, threads))
+    assert np.array_equal(one, many)
+
+
+def test_parts_make_up_the_whole_and_raise_their_errors() -> None:
+    parts: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(3) as pool:
+        in_parts(pool, 3, 4, 15, lambda begin, end: parts.append((begin, end)))
+        assert [place for begin, end in sorted(parts) for place in range(begin, end)] == list(range(4, 15))
+        with pytest.raises(ZeroDivisionError):
+            in_parts(pool, 3, 0, 9, lambda begin, end: parts.append((1 // (begin - 3), end)))
 
 
 def test_decoding_depends_on_message_seed_and_step_alone() -> None:

@@ -124,9 +124,11 @@ class Encoder:
         now.writer.put_signed(scale - now.scale)
         now.scale = scale
         plan, coded = chain.plan(following, scale)
-        message = send(chain.target(self.source, following), plan, memory=self.settings.memory, step=chain.step)
+        target, memory = chain.target(self.source, following), self.settings.memory
+        # One setting for the network and the search beside it, so that workers which keep to a thread do so in both.
+        message = send(target, plan, memory=memory, step=chain.step, threads=torch.get_num_threads())
         now.writer.extend(message_to_bits(message, group_bits(plan)))
-        said = receive(message, plan, size=self.source.size, memory=self.settings.memory, step=chain.step)
+        said = receive(message, plan, size=self.source.size, memory=memory, step=chain.step)
         chain.advance(following, coded, said)
         if not last:
             self._check()
