@@ -21,6 +21,7 @@ from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig, checksum, checksum_agrees, write_settings
+from codling.configuration import from_dict
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.models.denoiser import Denoiser, DenoiserConfig
@@ -362,6 +363,21 @@ def test_bad_requests(linear: DiffCCodec, denoiser: DiffCCodec, tiny_codec: CoDC
         codling.load("cod-xs", codec="jpeg")
     with pytest.raises(ModelError, match="no codec cod"):
         codling.load("linear", codec="cod")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"widths": [4, 8], "blocks": [1]},
+        {"widths": [], "blocks": []},
+        {"tile": 1000},
+        {"overlap": 48},
+        {"tile": 128, "overlap": 96},
+    ],
+)
+def test_impossible_denoisers_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="denoiser: "):
+        from_dict(DenoiserConfig, settings)
 
 
 def test_unknown_streams_of_this_codec_are_refused(linear: DiffCCodec) -> None:

@@ -103,7 +103,7 @@ def train(
 def spectrum_pictures(config: RunConfig, pictures: list[np.ndarray]) -> list[np.ndarray]:
     """What a denoiser's filter is fitted on: the validation pictures, whole, where there are any; they are larger."""
     if config.validation:
-        # A crop as large as any picture keeps them from being shrunk.
+        # Crops of a pixel that may be shrunk a millionfold: no picture is too large for that, so none is shrunk.
         return load_pictures(Path(config.validation), crop=1, scales=(1e-6, 1.0), limit=100).pictures
     return pictures[:100]
 
