@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 import codling
+from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import Stream, pack, unpack
 from codling.codecs.backbones import CoDBackbone, DenoiserBackbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
-from codling.codecs.diffc_stream import DiffCConfig, checksum, checksum_agrees
+from codling.codecs.diffc_stream import DiffCConfig, checksum, checksum_agrees, write_settings
+from codling.configuration import from_dict
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.models.denoiser import Denoiser, DenoiserConfig
@@ -210,7 +212,7 @@ class Oracle:
     def condition(self, image: Tensor) -> bytes:
         return b""
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         return lambda x, t: (self.image - x) / (1 - t).view(-1, 1, 1, 1)
 
     def to_state(self, image: Tensor) -> Tensor:
@@ -318,6 +320,25 @@ def test_random_payloads_decode_or_are_refused(payload: bytes, linear: DiffCCode
         pass
 
 
+@pytest.mark.parametrize("changes", [[25], [-25], [-24, -1], [-20, -5], [49], [9000]])
+def test_scales_out_of_range_are_refused(changes: list[int], linear: DiffCCodec) -> None:
+    """A step with a scale far below zero has no message, so the next step's scale follows at once."""
+    with pytest.raises(FormatError, match="damaged"):
+        linear.decode(of_scales(changes, linear), height=24, width=40, options=FAITHFUL)
+    for allowed in ([24], [-24, 1], [-24, 48]):
+        decoded = linear.decode(of_scales(allowed, linear), height=24, width=40, options=FAITHFUL)
+        assert decoded.isfinite().all()
+
+
+def of_scales(changes: list[int], codec: DiffCCodec) -> bytes:
+    """A payload that has nothing but its settings and changes of the scale."""
+    writer = BitWriter()
+    write_settings(writer, codec.config.times[len(changes) - 1], codec.config, codec.config)
+    for change in changes:
+        writer.put_signed(change)
+    return writer.to_bytes()
+
+
 def test_bad_requests(linear: DiffCCodec, denoiser: DiffCCodec, tiny_codec: CoDCodec) -> None:
     picture = noise_picture(64, 64)
     with pytest.raises(RateError, match="header of this picture's file alone takes 10"):
@@ -342,6 +363,21 @@ def test_bad_requests(linear: DiffCCodec, denoiser: DiffCCodec, tiny_codec: CoDC
         codling.load("cod-xs", codec="jpeg")
     with pytest.raises(ModelError, match="no codec cod"):
         codling.load("linear", codec="cod")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"widths": [4, 8], "blocks": [1]},
+        {"widths": [], "blocks": []},
+        {"tile": 1000},
+        {"overlap": 48},
+        {"tile": 128, "overlap": 96},
+    ],
+)
+def test_impossible_denoisers_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="denoiser: "):
+        from_dict(DenoiserConfig, settings)
 
 
 def test_unknown_streams_of_this_codec_are_refused(linear: DiffCCodec) -> None:

@@ -1,6 +1,7 @@
 """The examples run, and do what they say."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -8,17 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-NANO = Path(__file__).parent.parent / "examples" / "nano_codec.py"
+import codling
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NANO = EXAMPLES / "nano_codec.py"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def nano() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nano_codec", NANO)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("nano_codec")
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -39,3 +48,21 @@ def test_nano_codec_is_small_and_any_rate(nano: ModuleType, photos: list[Path]) 
 def test_nano_codec_at_odd_sizes(nano: ModuleType) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (13, 29, 3)).astype(np.uint8)
     assert nano.decode(nano.encode(picture, 60)).shape == picture.shape
+
+
+def test_the_published_scheme_needs_more_bytes(photos: list[Path], tmp_path: Path) -> None:
+    """Than codling's file, with an ideal channel; and with its real one more than that."""
+    published = example("published_scheme")
+    codec = codling.load("linear", device="cpu")
+    Image.open(photos[0]).convert("RGB").resize((96, 64)).save(tmp_path / "x.png")
+    picture = np.asarray(Image.open(tmp_path / "x.png"))
+    ours = published.coded(codec, str(tmp_path / "x.png"), picture, 60)
+    assert ours.bytes == 60
+    assert ours.psnr == pytest.approx(psnr(ours.decoded, picture))
+    ideal = published.published_curve(codec, picture, until=ours.psnr, real=False)
+    sizes = [point.bytes for point in ideal]
+    assert sizes == sorted(sizes)
+    assert published.at(ours.psnr, ideal, picture)[0] > ours.bytes
+    early = ideal[1].psnr
+    real = published.published_curve(codec, picture, until=early, real=True)
+    assert published.at(early, real, picture)[0] > published.at(early, ideal, picture)[0]

@@ -1,6 +1,7 @@
 """Reverse channel coding: the compiled search against a plain one, decoding without a search, and bits well spent."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from codling.bitstream.prng import gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
 from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.kernels import philox, score_candidates
+from codling.rcc.pfr import scores
 from codling.rcc.plan import Band
-from codling.rcc.trellis import codewords, search
+from codling.rcc.threads import in_parts
+from codling.rcc.trellis import BATCH, codewords, search
 
 
 def split(count: int, groups: int) -> np.ndarray:
@@ -68,6 +71,29 @@ def test_viterbi_finds_the_best_of_all_messages(memory: int, bits: list[int], sh
         for m in itertools.product(*(range(1 << b) for b in bits))
     )
     assert path_score(words, target, starts, shares) == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_threads_change_nothing(threads: int) -> None:
+    """Several batches of groups, of unequal sizes and bits."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(1, 4, BATCH * 2 + 5)
+    starts, shares = split(1200, len(bits)), np.full(len(bits), 0.6)
+    target = rng.normal(size=1200).astype(np.float32)
+    alone, together = (search(target, starts, shares, bits, memory=5, step=1, threads=n) for n in (1, threads))
+    assert np.array_equal(alone, together)
+    assert len(np.unique(alone)) == 8
+    one, many = (scores(target, 1001, seed=1, step=2, chunk=3, threads=n) for n in (1, threads))
+    assert np.array_equal(one, many)
+
+
+def test_parts_make_up_the_whole_and_raise_their_errors() -> None:
+    parts: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(3) as pool:
+        in_parts(pool, 3, 4, 15, lambda begin, end: parts.append((begin, end)))
+        assert [place for begin, end in sorted(parts) for place in range(begin, end)] == list(range(4, 15))
+        with pytest.raises(ZeroDivisionError):
+            in_parts(pool, 3, 0, 9, lambda begin, end: parts.append((1 // (begin - 3), end)))
 
 
 def test_decoding_depends_on_message_seed_and_step_alone() -> None:
@@ -141,3 +167,27 @@ def test_the_channel_says_the_target_with_the_noise_it_should_have(bits: list[in
     assert np.array_equal(cut[plan[0].members], said[plan[0].members])
     assert 0 < np.square(cut[plan[1].members]).sum() < np.square(said[plan[1].members]).sum()
     assert not receive(message[:0], plan, size=2500, memory=9, step=4).any()
+
+
+def test_mixing_makes_uneven_energy_cost_no_more() -> None:
+    """Variances over a factor of 100 within a band are said as well as equal ones; unmixed they are not."""
+    count, ratio, rng = 2048, 2.0, np.random.default_rng(0)
+    groups = int(count * np.log2(1 + ratio) / 2)
+    plan = [Band(np.arange(count), int(256 * np.log2(ratio)), groups, 1)]
+    white = rng.normal(size=count)
+
+    def error(said: np.ndarray, target: np.ndarray) -> float:
+        """Of the estimate by who knows the mean ratio only."""
+        return float(np.square(said * ratio / (1 + ratio) - target).mean())
+
+    mixed, plain = [], []
+    for spread in (1, 100):
+        variance = spread ** np.linspace(0.5, -0.5, count)
+        target = (white * np.sqrt(variance * ratio / variance.mean())).astype(np.float32)
+        message = send(target, plan, memory=7, step=0)
+        mixed.append(error(receive(message, plan, size=count, memory=7, step=0), target))
+        starts, bits, deviation = plan[0].starts(), np.ones(groups, np.int64), np.float32(np.sqrt(1 + ratio))
+        message = search(target / deviation, starts, np.full(groups, 1 / (1 + ratio)), bits, memory=7, step=0)
+        plain.append(error(codewords(message, starts, bits, memory=7, step=0) * deviation, target))
+    assert mixed[1] == pytest.approx(mixed[0], rel=0.05)
+    assert plain[1] > 1.12 * mixed[1]

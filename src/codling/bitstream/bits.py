@@ -94,11 +94,13 @@ class BitReader:
             value = value << 1 | int(bit)
         return value
 
-    def take_signed(self) -> int:
-        """What `put_signed` wrote. Raises OutOfBitsError past the end."""
+    def take_signed(self, most: int) -> int:
+        """What `put_signed` wrote. Raises OutOfBitsError past the end, FormatError where it is more than `most`."""
         size = 0
         while self.take(1):
             size += 1
+            if size > most:
+                raise FormatError(f"a signed number is at most {most} here, got more at bit {self.place}: damaged bits")
         return -size if size and self.take(1) else size
 
     def take_array(self, count: int) -> np.ndarray:

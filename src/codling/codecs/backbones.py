@@ -33,8 +33,8 @@ class Backbone(Protocol):
         """What the decoder can be told of an image (1, 3, H, W) before the first step."""
         ...
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
-        """Velocity of states (1, channels, height / stride, width / stride), sides in multiples of `grid`.
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
+        """Velocity without guidance, on states (1, channels, height / stride, width / stride) of a padded picture.
 
         An empty condition is none. Raises FormatError on a condition that cannot be right.
         """
@@ -66,7 +66,7 @@ class DenoiserBackbone:
     def condition(self, image: Tensor) -> bytes:
         return b""
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         config = self.model.config
         tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
 
@@ -107,11 +107,11 @@ class CoDBackbone:
     def condition(self, image: Tensor) -> bytes:
         return self.codec.encode_indices(self.codec.indices(image))
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         if not condition:
             return self.codec.null_velocity(height=height, width=width)
         indices = self.codec.decode_indices(condition, height=height, width=width)
-        return self.codec.velocity(indices, guidance=guidance)
+        return self.codec.velocity(indices, guidance=1.0)
 
     def to_state(self, image: Tensor) -> Tensor:
         return self.codec.autoencoder.encode(image)

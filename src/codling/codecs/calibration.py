@@ -49,7 +49,7 @@ def calibrate(
         with torch.inference_mode():
             state = backbone.to_state(padded.to(backbone.device)).float().cpu()
             condition = backbone.condition(image) if conditional else b""
-            velocity = backbone.velocity(condition, height=padded.shape[-2], width=padded.shape[-1], guidance=1.0)
+            velocity = backbone.velocity(condition, height=padded.shape[-2], width=padded.shape[-1])
             layout = Layout.make(edges, *state.shape[-2:])
             count += layout.counts
             for place, level in enumerate(levels):

@@ -7,19 +7,27 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.prng import gaussians
-from codling.codecs.diffc_stream import DiffCConfig
+from codling.codecs.diffc_stream import THRESHOLD_UNIT, DiffCConfig
 from codling.diffusion.guidance import VelocityFunction
 from codling.diffusion.posterior import Posterior, flow_scale, posterior
-from codling.rcc.plan import LEVELS, ErrorTable, Layout, log_gains, scaled
+from codling.rcc.plan import LEVELS, Band, ErrorTable, Layout, log_gains, plan_step, scaled, worth_coding
 from codling.rcc.spectral import from_spectrum, to_spectrum
 
 START = LEVELS - 1
+# Chunk of the Gaussians that stand for what waiting bands do not say yet: no message has so many groups.
 TAIL = 0xFFFFFFFD
 
 
 @dataclass
 class Chain:
-    """The state that encoder and decoder walk together, in the variance-preserving form and the spectral domain."""
+    """The state that encoder and decoder walk together, in the variance-preserving form and the spectral domain.
+
+    velocity: of the flow, on states (1, C, h, w) as the backbone has them. table: expected errors of its estimates.
+    layout: the coefficients of a component in radial bands. settings: the stream's own. state: (C, h, w) float32,
+    spectral; each band at a noise level of its own. known: (C, K), those levels, in 1024ths. level: the noise level of
+    the step, at which estimates are made; `known` is nowhere below it. step: how many were walked. _estimate: that of
+    this level, once it was asked for. _last: the one before, or 0.
+    """
 
     velocity: VelocityFunction
     table: ErrorTable
@@ -68,8 +76,7 @@ class Chain:
                 state = state + np.float32(grain) * np.sqrt(q.variance) * z
         if empty:
             state = state * self.layout.spread(self.known != START).reshape(state.shape)
-        scaled = from_spectrum(state) * np.float32(flow_scale(self.level / LEVELS))
-        return torch.from_numpy(scaled)[None]
+        return torch.from_numpy(from_spectrum(state) * np.float32(flow_scale(self.level / LEVELS)))[None]
 
     def ratios(self, following: int, scale: int) -> np.ndarray:
         """log2 of g^2 E / sigma^2 in Q8, (C, K), of the step to `following`.
@@ -77,6 +84,16 @@ class Chain:
         scale: half octaves by which the picture's errors are larger than the table's.
         """
         return scaled(self.table.at(self.known), scale) + log_gains(self.known, following)
+
+    def plan(self, following: int, scale: int) -> tuple[list[Band], np.ndarray]:
+        """What the step to `following` sends: its bands in coding order, and which of (C, K) they are, bool."""
+        ratios = self.ratios(following, scale)
+        plan = plan_step(ratios, self.layout, threshold=self._threshold, bits=self.settings.bits)
+        return plan, self.worth_coding(ratios)
+
+    def worth_coding(self, ratios: np.ndarray) -> np.ndarray:
+        """Which bands of which components a step with these ratios codes, (C, K) bool."""
+        return worth_coding(ratios, self.layout, self._threshold)
 
     def target(self, source: np.ndarray, following: int) -> np.ndarray:
         """What the encoder has to say of the source (C, h, w), spectral: g (x - x_hat) / sigma, flat."""
@@ -96,6 +113,10 @@ class Chain:
         self.known = np.where(coded, following, self.known)
         self._last = self.estimate
         self.level, self.step, self._estimate = following, self.step + 1, None
+
+    @property
+    def _threshold(self) -> int:
+        return self.settings.threshold * THRESHOLD_UNIT
 
     def _posterior(self, following: int) -> "Weights":
         """The posterior of every coefficient from the noise level it is at, (C, h, w) each."""

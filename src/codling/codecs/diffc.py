@@ -23,18 +23,18 @@ from codling.codecs.chain import Chain
 from codling.codecs.diffc_encoder import Encoder
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
-    THRESHOLD_UNIT,
     DiffCConfig,
     bits_to_message,
     checksum,
     checksum_agrees,
+    read_scale,
     read_settings,
 )
 from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
-from codling.rcc.plan import LEVELS, ErrorTable, plan_step, worth_coding
+from codling.rcc.plan import LEVELS, ErrorTable
 from codling.rcc.spectral import from_spectrum
 
 
@@ -74,7 +74,8 @@ class DiffCCodec:
 
         With it comes how many bytes of the payload were used so far. The chain is one object that walks on.
 
-        Raises FormatError where a checksum does not agree, which is either damage or a decoder that has drifted.
+        Raises FormatError on settings and scales out of range, and where a checksum does not agree, which is either
+        damage or a decoder that has drifted.
         """
         condition, message = self._split(payload)
         reader, before = BitReader(message), len(payload) - len(message)
@@ -85,14 +86,12 @@ class DiffCCodec:
             chain.settings = settings
             scale = 0
             for following in settings.levels(final):
-                scale += reader.take_signed()
-                ratios = chain.ratios(following, scale)
-                threshold = settings.threshold * THRESHOLD_UNIT
-                plan = plan_step(ratios, chain.layout, threshold=threshold, bits=settings.bits)
+                scale = read_scale(reader, scale)
+                plan, coded = chain.plan(following, scale)
                 bits = group_bits(plan)
                 groups = bits_to_message(reader.take_array(int(bits.sum())), bits)
                 said = receive(groups, plan, size=chain.state.size, memory=settings.memory, step=chain.step)
-                chain.advance(following, worth_coding(ratios, chain.layout, threshold), said)
+                chain.advance(following, coded, said)
                 yield chain, before + -(-reader.place // 8)
                 if chain.step % settings.check_every == 0 and following != final:
                     wanted = reader.take(CHECK_BITS)
@@ -110,12 +109,12 @@ class DiffCCodec:
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
-        state = chain.flow_state(grain=1.0, empty=False)
         if steps == 1 and options.score_scale == 1.0:
             state = torch.from_numpy(from_spectrum(chain.estimate))[None]
         else:
             grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
             velocity = score_scaled(chain.velocity, options.score_scale)
+            state = chain.flow_state(grain=1.0, empty=False)
             with torch.inference_mode():
                 state = sampler(options.sampler or self.config.sampler)(velocity, state, grid)
         with torch.inference_mode():
@@ -128,7 +127,7 @@ class DiffCCodec:
         if bool(condition) not in self.tables:
             wanted = "with its condition" if condition else "without its condition"
             raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
-        velocity = self.backbone.velocity(condition, height=tall, width=wide, guidance=1.0)
+        velocity = self.backbone.velocity(condition, height=tall, width=wide)
         shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
         return Chain.begin(velocity, self.tables[bool(condition)], settings, shape)
 

@@ -15,7 +15,7 @@ from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
-    THRESHOLD_UNIT,
+    LARGEST_SCALE,
     DiffCConfig,
     checksum,
     message_to_bits,
@@ -23,10 +23,9 @@ from codling.codecs.diffc_stream import (
 )
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.plan import Q, plan_step, worth_coding
+from codling.rcc.plan import Q
 from codling.rcc.spectral import from_spectrum, to_spectrum
 
-LARGEST_SCALE = 24
 # What the default settings take.
 SETTINGS_BYTES = 2
 
@@ -124,12 +123,13 @@ class Encoder:
         scale = self._measure(following)
         now.writer.put_signed(scale - now.scale)
         now.scale = scale
-        ratios = chain.ratios(following, scale)
-        plan = plan_step(ratios, chain.layout, threshold=self._threshold, bits=self.settings.bits)
-        message = send(chain.target(self.source, following), plan, memory=self.settings.memory, step=chain.step)
+        plan, coded = chain.plan(following, scale)
+        target, memory = chain.target(self.source, following), self.settings.memory
+        # One setting for the network and the search beside it, so that workers which keep to a thread do so in both.
+        message = send(target, plan, memory=memory, step=chain.step, threads=torch.get_num_threads())
         now.writer.extend(message_to_bits(message, group_bits(plan)))
-        said = receive(message, plan, size=self.source.size, memory=self.settings.memory, step=chain.step)
-        chain.advance(following, worth_coding(ratios, chain.layout, self._threshold), said)
+        said = receive(message, plan, size=self.source.size, memory=memory, step=chain.step)
+        chain.advance(following, coded, said)
         if not last:
             self._check()
 
@@ -145,7 +145,7 @@ class Encoder:
         expected = 2.0 ** (chain.table.at(chain.known) / Q)
         error = np.square(self.source - chain.estimate).reshape(len(self.source), -1)
         total = weights = 0.0
-        for component, band in np.argwhere(worth_coding(ratios, chain.layout, self._threshold)):
+        for component, band in np.argwhere(chain.worth_coding(ratios)):
             # Weighted by how much the rate depends on the scale: d log(1 + k r) / dk.
             ratio = 2.0 ** (ratios[component, band] / Q)
             weight = ratio / (1 + ratio)
@@ -155,17 +155,12 @@ class Encoder:
             return self.now.scale
         return max(-LARGEST_SCALE, min(LARGEST_SCALE, round(2 * math.log2(total / weights))))
 
-    @property
-    def _threshold(self) -> int:
-        return self.settings.threshold * THRESHOLD_UNIT
-
     def _cost(self, following: int) -> int:
         """Bits of a step, checksum not included."""
         chain, scale = self.now.chain, self._measure(following)
         side = BitWriter()
         side.put_signed(scale - self.now.scale)
-        ratios = chain.ratios(following, scale)
-        plan = plan_step(ratios, chain.layout, threshold=self._threshold, bits=self.settings.bits)
+        plan, _ = chain.plan(following, scale)
         return side.count + int(group_bits(plan).sum())
 
     def _level_that_costs(self, bits: int, lowest: int) -> int:

@@ -14,6 +14,8 @@ LEVEL_BITS = 10
 MEMORY_BITS, GROUP_BITS, THRESHOLD_BITS, COUNT_BITS = 5, 3, 8, 6
 # Thresholds are sent in sixteenths of an octave.
 THRESHOLD_UNIT = Q // 16
+# How far a picture's errors may be from the table's, in half octaves: a factor of 4096 either way.
+LARGEST_SCALE = 24
 CHECK_BITS = 8
 # An estimate is projected on a random direction and rounded to this; its last eight bits are the checksum.
 CHECK_UNIT = 1 / 512
@@ -119,6 +121,14 @@ def read_settings(reader: BitReader, default: DiffCConfig) -> tuple[int, DiffCCo
     if not 0 < final < LEVELS - 1:
         raise FormatError(f"the stream ends at noise level {final}, wanted 1 to {LEVELS - 2}; it is damaged")
     return final, config
+
+
+def read_scale(reader: BitReader, before: int) -> int:
+    """The scale of a step, from the change since `before`. Raises FormatError beyond `LARGEST_SCALE` either way."""
+    scale = before + reader.take_signed(2 * LARGEST_SCALE)
+    if abs(scale) > LARGEST_SCALE:
+        raise FormatError(f"a step's scale is from -{LARGEST_SCALE} to {LARGEST_SCALE}, got {scale}; it is damaged")
+    return scale
 
 
 def checksum(estimate: np.ndarray) -> int:

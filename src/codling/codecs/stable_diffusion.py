@@ -63,7 +63,7 @@ class StableDiffusionBackbone:
     def condition(self, image: Tensor) -> bytes:
         return b""
 
-    def velocity(self, condition: bytes, *, height: int, width: int, guidance: float) -> VelocityFunction:
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             noise = max(1 - float(t[0]), 1 / 1024)
             a = signal_share(noise)

@@ -27,8 +27,6 @@ REPEATS = 5
 ROUND_TRIP = """
 import json, resource, statistics, sys, time
 from codling import api
-from codling.codecs.cod import CoDCodec
-from codling.evaluation.channel_bench import candidates_per_second, coders, library_candidates_per_second
 codec, times = api.load(sys.argv[2], device="cpu"), []
 for _ in range(1 + int(sys.argv[3])):
     begin = time.perf_counter()
@@ -119,11 +117,14 @@ def bench(model: str, photos: list[Path]) -> Iterator[Row]:
 
 def bench_diffc(model: str, photo: Path) -> Iterator[Row]:
     """DiffC: the channel coder alone, then a 512 x 512 crop of the photograph to .03 bpp and the whole of it."""
-    rate = candidates_per_second()
-    yield Row("candidates drawn and multiplied, compiled", f"{rate / 1e9:.2f}e9 / s", "> 1.5e9 / s", rate > 1.5e9)
+    threads = torch.get_num_threads()
+    rate = candidates_per_second(threads)
+    yield Row(
+        f"candidates drawn and multiplied, {threads} threads", f"{rate / 1e9:.2f}e9 / s", "> 1.5e9 / s", rate > 1.5e9
+    )
     library = library_candidates_per_second()
     yield Row("the same by numpy's generator and product", f"{library / 1e9:.2f}e9 / s", "", None)
-    for row in coders():
+    for row in coders(threads):
         said = f"{row.effective:.3f} ({row.seconds:.2f} s a kbit)"
         yield Row(f"effective bits over bits sent, {row.coder}", said, "", None)
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codling.bitstream.prng import normal_table, split_seed
-from codling.rcc.kernels import score_block
+from codling.rcc.pfr import scores
 from codling.rcc.trellis import codewords, search
 
 # Dimensions of a group: more change nothing but the time.
@@ -29,16 +28,16 @@ def effective_bits(projection: float) -> float:
     return projection**2 / (2 * np.log(2))
 
 
-def coders(blocks: tuple[int, ...] = (8, 12, 16), memories: tuple[int, ...] = (6, 8, 10, 12)) -> Iterator[ChannelRow]:
+def coders(
+    threads: int, *, blocks: tuple[int, ...] = (8, 12, 16), memories: tuple[int, ...] = (6, 8, 10, 12)
+) -> Iterator[ChannelRow]:
     """Blocks of so many bits, and trellises of 2^memory states at one bit a group."""
     rng = np.random.default_rng(0)
-    k0, k1 = (np.uint32(half) for half in split_seed(0))
     for bits in blocks:
         targets = _unit_rows(rng, 200 if bits < 16 else 40, GROUP * bits)
-        score = np.empty(1 << bits, np.float32)
         begin, best = time.perf_counter(), []
         for chunk, target in enumerate(targets):
-            score_block(target, np.uint32(chunk), np.uint32(0), k0, k1, normal_table(), score)
+            score = scores(target, 1 << bits, seed=0, step=0, chunk=chunk, threads=threads)
             best.append(float(score.max()))
         seconds = (time.perf_counter() - begin) / (len(targets) * bits / 1000)
         yield ChannelRow(f"blocks of {bits} bits", effective_bits(float(np.mean(best))) / bits, 1 << bits, seconds)
@@ -47,23 +46,21 @@ def coders(blocks: tuple[int, ...] = (8, 12, 16), memories: tuple[int, ...] = (6
         target = _unit_rows(rng, groups, GROUP).ravel()
         starts, bits_sent = np.arange(groups + 1) * GROUP, np.ones(groups, np.int64)
         begin = time.perf_counter()
-        message = search(target, starts, np.ones(groups), bits_sent, memory=memory, seed=0, step=0)
+        message = search(target, starts, np.ones(groups), bits_sent, memory=memory, step=0, threads=threads)
         seconds = (time.perf_counter() - begin) / (groups / 1000)
-        z = codewords(message, starts, bits_sent, memory=memory, seed=0, step=0)
+        z = codewords(message, starts, bits_sent, memory=memory, step=0)
         projection = float(z @ target / np.linalg.norm(target))
         share = effective_bits(projection) / groups
         yield ChannelRow(f"trellis of {1 << memory:,} states", share, 2 << memory, seconds)
 
 
-def candidates_per_second(dimensions: int = 4096, candidates: int = 1 << 16) -> float:
+def candidates_per_second(threads: int, *, dimensions: int = 4096, candidates: int = 1 << 16) -> float:
     """Gaussians drawn and multiplied with a target, a second."""
     target = np.random.default_rng(0).normal(size=dimensions).astype(np.float32)
-    score = np.empty(candidates, np.float32)
-    k0, k1 = (np.uint32(half) for half in split_seed(0))
     times = []
     for repeat in range(4):
         begin = time.perf_counter()
-        score_block(target, np.uint32(repeat), np.uint32(0), k0, k1, normal_table(), score)
+        scores(target, candidates, seed=0, step=0, chunk=repeat, threads=threads)
         times.append(time.perf_counter() - begin)
     return dimensions * candidates / min(times[1:])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codling.errors import ConfigError
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.nn.convnext import ConvNeXtBlock
 
@@ -28,6 +29,17 @@ class DenoiserConfig:
     filter: WienerConfig = field(default_factory=WienerConfig)
     tile: int = 1024
     overlap: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.blocks):
+            raise ConfigError(
+                f"denoiser: widths and blocks have an entry a stride each, got {self.widths} and {self.blocks}"
+            )
+        if self.tile % self.grid or self.overlap % self.grid or self.tile < 2 * self.overlap:
+            raise ConfigError(
+                f"denoiser: tile {self.tile} and overlap {self.overlap} must be multiples of {self.grid} px and the "
+                "tile at least twice the overlap"
+            )
 
     @property
     def grid(self) -> int:

@@ -14,8 +14,11 @@ from codling.rcc.spectral import dct, idct
 from codling.rcc.trellis import codewords, search
 
 
-def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int) -> np.ndarray:
-    """The message (groups,) for a target: g (x - x_hat) / sigma, flat over (C, H, W). memory: of the trellis."""
+def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int, threads: int = 1) -> np.ndarray:
+    """The message (groups,) for a target: g (x - x_hat) / sigma, flat over (C, H, W).
+
+    memory: of the trellis. threads: of the search.
+    """
     if not plan:
         return np.zeros(0, np.uint8)
     mixed = []
@@ -23,7 +26,8 @@ def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int) -> np.
         order, signs = shuffle(len(band.members), step=step, band=number)
         mixed.append(dct(target[band.members][order] * signs) / np.float32(_spread(band)))
     share = np.concatenate([np.full(band.groups, _spread(band) ** -2) for band in plan])
-    return search(np.concatenate(mixed), _starts(plan), share, group_bits(plan), memory=memory, step=step)
+    whole = np.concatenate(mixed)
+    return search(whole, _starts(plan), share, group_bits(plan), memory=memory, step=step, threads=threads)
 
 
 def receive(message: np.ndarray, plan: list[Band], *, size: int, memory: int, step: int) -> np.ndarray:

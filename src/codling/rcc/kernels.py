@@ -1,4 +1,9 @@
-"""Compiled loops over candidates. Each draws Philox words and looks up Gaussians as `bitstream.prng` specifies."""
+"""Compiled loops over candidates. Each draws Philox words and looks up Gaussians as `bitstream.prng` specifies.
+
+They run on the caller's thread. Those that search release the interpreter's lock, so that `rcc.threads` can run parts
+of the work side by side; numba's own threads are not used: they are either OpenMP's, of which torch brings another copy
+into the process, or numba's work queue, which ends the process when two threads call it at once.
+"""
 
 import numba
 import numpy as np
@@ -9,8 +14,6 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _LOW, _HALF = np.uint32(0xFFFF), np.uint32(16)
 _WORD = np.uint64(32)
-# Groups scored between two turns of the path search: enough that threads seldom wait for each other.
-BATCH = 64
 
 
 @numba.njit(inline="always")
@@ -28,7 +31,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@numba.njit(fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 def score_candidates(target, valid, gain, penalty, group, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[r] = gain z_r . target - penalty |z_r|^2 for every candidate r of a group.
 
@@ -46,31 +49,13 @@ def score_candidates(target, valid, gain, penalty, group, step, k0, k1, table, s
         score[candidate] = gain * dot - penalty * square
 
 
-@numba.njit(cache=True)
-def extend_paths(value, new, score, memory, bits, back):  # type: ignore[no-untyped-def]
-    """One Viterbi step. A register of memory + bits bits holds the state before (its high bits) and after (its low).
-
-    value: (2^memory,) best score of a path into each state; new: the same, out. back: (2^memory,) uint8, the high bits
-    dropped by the best way into each state.
-    """
-    top = np.float32(-np.inf)
-    for state in range(len(value)):
-        best, dropped = np.float32(-np.inf), 0
-        for high in range(1 << bits):
-            register = (high << memory) | state
-            reached = value[register >> bits] + score[register]
-            if reached > best:
-                best, dropped = reached, high
-        new[state], back[state] = best, dropped
-        top = max(top, best)
-    # Scores grow with every group; float32 keeps its resolution only if the best stays at zero.
-    for state in range(len(value)):
-        new[state] -= top
-
-
-@numba.njit(fastmath=True, cache=True)
+@numba.njit(fastmath=True, cache=True, nogil=True)
 def score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, scores):  # type: ignore[no-untyped-def]
-    """scores[n, :counts[first + n]] = those of group first + n."""
+    """scores[n, :counts[first + n]] = those of group first + n.
+
+    target, valid: padded to whole blocks of eight a group, group i at [starts[i], starts[i + 1]). gain, penalty:
+    (groups,) float32. counts: (groups,) candidates of each.
+    """
     for n in range(len(scores)):
         i = first + n
         own, real, score = target[starts[i] : starts[i + 1]], valid[starts[i] : starts[i + 1]], scores[n, : counts[i]]
@@ -78,26 +63,34 @@ def score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, 
 
 
 @numba.njit(cache=True)
-def search_paths(target, valid, starts, gain, penalty, memory, bits, step, k0, k1, table, message):  # type: ignore[no-untyped-def]
-    """Viterbi's algorithm over all groups; `message` (groups,) uint8 gets the bits of the best path from register 0.
+def extend_paths(value, scores, memory, bits, back):  # type: ignore[no-untyped-def]
+    """Viterbi steps over groups. A register of memory + bits bits holds the state before in its high bits and after.
 
-    target, valid: padded to whole blocks of eight a group, group i at [starts[i], starts[i + 1]). gain, penalty:
-    (groups,) float32. bits: (groups,) what each group sends.
+    value: (2^memory,) best score of a path into each state, in and out. scores: (n, candidates). bits: (n,) of each
+    group. back: (n, 2^memory) uint8, the high bits dropped by the best way into each state, out.
     """
-    groups, states = len(message), 1 << memory
-    counts = states << bits
-    value, new = np.full(states, -np.inf, np.float32), np.empty(states, np.float32)
-    value[0] = 0
-    scores = np.empty((min(groups, BATCH), counts.max()), np.float32)
-    back = np.empty((groups, states), np.uint8)
-    for first in range(0, groups, BATCH):
-        batch = scores[: min(BATCH, groups - first)]
-        score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, batch)
-        for n in range(len(batch)):
-            extend_paths(value, new, batch[n], memory, bits[first + n], back[first + n])
-            value, new = new, value
+    new = np.empty_like(value)
+    for n in range(len(scores)):
+        top = np.float32(-np.inf)
+        for state in range(len(value)):
+            best, dropped = np.float32(-np.inf), 0
+            for high in range(1 << bits[n]):
+                register = (high << memory) | state
+                reached = value[register >> bits[n]] + scores[n, register]
+                if reached > best:
+                    best, dropped = reached, high
+            new[state], back[n, state] = best, dropped
+            top = max(top, best)
+        # Scores grow with every group; float32 keeps its resolution only if the best stays at zero.
+        for state in range(len(value)):
+            value[state] = new[state] - top
+
+
+@numba.njit(cache=True)
+def trace_back(value, memory, bits, back, message):  # type: ignore[no-untyped-def]
+    """`message` (groups,) uint8 gets the bits of the path that ends in the best state."""
     state = np.int64(np.argmax(value))
-    for i in range(groups - 1, -1, -1):
+    for i in range(len(message) - 1, -1, -1):
         message[i] = state & ((1 << bits[i]) - 1)
         state = ((np.int64(back[i, state]) << memory) | state) >> bits[i]
 
@@ -119,14 +112,14 @@ def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # 
             block += 1
 
 
-@numba.njit(fastmath=True, cache=True)
-def score_block(target, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
-    """score[i] = z_i . target for every candidate i of a chunk; target: (8 n,) float32, padded with zeros."""
-    for candidate in range(len(score)):
-        dot = np.float32(0)
+@numba.njit(fastmath=True, cache=True, nogil=True)
+def score_block(target, first, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
+    """score[n] = z . target of candidate first + n of a chunk; target: (8 m,) float32, padded with zeros."""
+    for n in range(len(score)):
+        dot, candidate = np.float32(0), numba.uint32(first + n)
         for block in range(len(target) // 8):
-            words = philox(numba.uint32(block), numba.uint32(candidate), chunk, step, k0, k1)
+            words = philox(numba.uint32(block), candidate, chunk, step, k0, k1)
             for q in range(4):
                 j = 8 * block + 2 * q
                 dot += table[words[q] & _LOW] * target[j] + table[words[q] >> _HALF] * target[j + 1]
-        score[candidate] = dot
+        score[n] = dot

@@ -7,12 +7,14 @@ by which it is coded. The published DiffC cuts a step into chunks of up to 16 bi
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 
 from codling.bitstream.entropy import TableSet, fit_weights
 from codling.bitstream.prng import PER_BLOCK, gaussians, normal_table, philox, split_seed
+from codling.rcc.threads import in_parts
 
 # Chunks of the published scheme: most bits, and how many of them are there against running out of candidates.
 CHUNK_BITS, PADDING_BITS = 16, 2
@@ -27,16 +29,27 @@ def chunk_bits(divergence: float) -> list[int]:
     return [total * (i + 1) // count - total * i // count + PADDING_BITS for i in range(count)]
 
 
-def encode(target: np.ndarray, bits: int, *, seed: int, step: int, chunk: int) -> int:
-    """Which of 2^bits candidates stands for a sample of N(target, I); target: (n,) float32."""
+def encode(target: np.ndarray, bits: int, *, seed: int, step: int, chunk: int, threads: int = 1) -> int:
+    """Which of 2^bits candidates stands for a sample of N(target, I); target: (n,) float32. threads: of the search."""
+    score = scores(target, 1 << bits, seed=seed, step=step, chunk=chunk, threads=threads)
+    return int(np.argmax(score - log_arrivals(bits, seed=seed, step=step, chunk=chunk)))
+
+
+def scores(target: np.ndarray, count: int, *, seed: int, step: int, chunk: int, threads: int) -> np.ndarray:
+    """The scalar products of the first `count` candidates with a target (n,) float32: (count,) float32."""
     from codling.rcc.kernels import score_block
 
     padded = np.zeros(-(-len(target) // PER_BLOCK) * PER_BLOCK, np.float32)
     padded[: len(target)] = target
-    score = np.empty(1 << bits, np.float32)
+    out = np.empty(count, np.float32)
     k0, k1 = (np.uint32(half) for half in split_seed(seed))
-    score_block(padded, np.uint32(chunk), np.uint32(step), k0, k1, normal_table(), score)
-    return int(np.argmax(score - log_arrivals(bits, seed=seed, step=step, chunk=chunk)))
+
+    def score(begin: int, end: int) -> None:
+        score_block(padded, begin, np.uint32(chunk), np.uint32(step), k0, k1, normal_table(), out[begin:end])
+
+    with ThreadPoolExecutor(threads) as pool:
+        in_parts(pool, threads, 0, count, score)
+    return out
 
 
 def decode(index: int, count: int, *, seed: int, step: int, chunk: int) -> np.ndarray:

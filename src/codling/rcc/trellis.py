@@ -14,31 +14,53 @@ variance v, of which the share rho^2 is the channel's own noise, and that is, up
 with the target in units of sqrt(v). Where rho^2 = 1 this is the plain projection.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from codling.bitstream.prng import PER_BLOCK, normal_table, split_seed
+from codling.rcc.threads import in_parts
 
 # States of the search are 2^memory; a register holds at most 8 bits more.
 MAX_MEMORY = 16
+# Groups scored between two turns of the path search: enough that threads seldom wait for each other.
+BATCH = 64
 
 
 def search(
     target: np.ndarray, starts: np.ndarray, noise_share: np.ndarray, bits: np.ndarray, *, memory: int, step: int,
-    seed: int = 0,
+    seed: int = 0, threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """The best message for a target: (groups,) uint8, each below 2^bits of its group.
 
     target: (n,) float32, in units of the codewords' deviation. starts: (groups + 1,), group i is
     `target[starts[i]:starts[i + 1]]`. noise_share: (groups,), rho^2 in (0, 1]. bits: (groups,) 1 to 8.
+    threads: that score candidates; their number changes nothing but the time.
     """
-    from codling.rcc.kernels import search_paths
+    from codling.rcc.kernels import extend_paths, score_groups, trace_back
 
     padded, valid, places = _pad(target, starts)
     gain = (1 / noise_share).astype(np.float32)
     penalty = ((1 / noise_share - 1) / 2).astype(np.float32)
-    message = np.zeros(len(starts) - 1, np.uint8)
-    search_paths(padded, valid, places, gain, penalty, memory, bits.astype(np.int64), np.uint32(step), *_key(seed),
-                 normal_table(), message)  # fmt: skip
+    groups, sends = len(starts) - 1, bits.astype(np.int64)
+    counts = np.int64(1) << memory + sends
+    value = np.full(1 << memory, -np.inf, np.float32)
+    value[0] = 0
+    scores = np.empty((min(groups, BATCH), counts.max()), np.float32)
+    back = np.empty((groups, 1 << memory), np.uint8)
+    draws = (np.uint32(step), *_key(seed), normal_table())
+
+    def score(begin: int, end: int) -> None:
+        part = scores[begin - first : end - first]
+        score_groups(padded, valid, places, gain, penalty, counts, begin, *draws, part)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, groups, BATCH):
+            last = min(first + BATCH, groups)
+            in_parts(pool, threads, first, last, score)
+            extend_paths(value, scores[: last - first], memory, sends[first:last], back[first:last])
+    message = np.zeros(groups, np.uint8)
+    trace_back(value, memory, sends, back, message)
     return message
 
 
