@@ -9,7 +9,7 @@ import pytest
 from codling.bitstream.prng import gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.kernels import philox, score_candidates
+from codling.rcc.kernels import TILE, philox, score_block, score_candidates
 from codling.rcc.pfr import scores
 from codling.rcc.plan import Band
 from codling.rcc.threads import in_parts
@@ -46,12 +46,21 @@ def test_compiled_scores_are_those_of_the_reference_draws() -> None:
     rng = np.random.default_rng(0)
     target, valid = np.zeros(16, np.float32), np.zeros(16, np.float32)
     target[:13], valid[:13] = rng.normal(size=13), 1
-    score = np.empty(64, np.float32)
+    count = TILE + 30
+    score = np.empty(count, np.float32)
     score_candidates(target, valid, np.float32(1.5), np.float32(0.2), np.uint32(9), np.uint32(4), np.uint32(5),
                      np.uint32(0), normal_table(), score)  # fmt: skip
-    for candidate in range(64):
-        z = gaussians(13, seed=5, stream=4, chunk=9, candidate=candidate)
-        assert score[candidate] == pytest.approx(1.5 * z @ target[:13] - 0.2 * z @ z, abs=1e-4)
+    z = np.stack([gaussians(16, seed=5, stream=4, chunk=9, candidate=candidate) for candidate in range(count)])
+    assert score == pytest.approx((1.5 * z * target - 0.2 * z * z * valid).sum(1), abs=1e-4)
+    # To the bit, with every product and sum rounded in the order that `kernels` promises.
+    dot, square = np.zeros((2, count), np.float32)
+    for j in range(0, 16, 2):
+        dot += z[:, j] * target[j] + z[:, j + 1] * target[j + 1]
+        square += z[:, j] * z[:, j] * valid[j] + z[:, j + 1] * z[:, j + 1] * valid[j + 1]
+    assert np.array_equal(score, np.float32(1.5) * dot - np.float32(0.2) * square)
+    block = np.empty(count, np.float32)
+    score_block(target, 0, np.uint32(9), np.uint32(4), np.uint32(5), np.uint32(0), normal_table(), block)
+    assert np.array_equal(block, dot)
 
 
 @pytest.mark.parametrize("memory", [4, 6, 8])

@@ -36,17 +36,22 @@ from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
 from codling.rcc.plan import LEVELS, ErrorTable
 from codling.rcc.spectral import from_spectrum
+from codling.rcc.trellis import Search
 
 
 class DiffCCodec:
-    """A diffusion model as a codec of any rate, with its error tables: by whether the model has its condition."""
+    """A diffusion model as a codec of any rate, with its error tables: by whether the model has its condition.
+
+    search: what the encoder finds messages with; None is the fastest on the backbone's device, see `codecs.search`.
+    """
 
     codec_id = CodecId.DIFFC
 
     def __init__(
-        self, backbone: Backbone, config: DiffCConfig, tables: Mapping[bool, ErrorTable], *, name: str, model_id: int
-    ):
-        self.backbone, self.config, self.tables = backbone, config, tables
+        self, backbone: Backbone, config: DiffCConfig, tables: Mapping[bool, ErrorTable], *, name: str, model_id: int,
+        search: Search | None = None,
+    ):  # fmt: skip
+        self.backbone, self.config, self.tables, self.search = backbone, config, tables, search
         self.name, self.model_id = name, model_id
 
     def encode(self, image: Tensor, target: RateTarget) -> bytes:

@@ -21,10 +21,12 @@ from codling.codecs.diffc_stream import (
     message_to_bits,
     write_settings,
 )
+from codling.codecs.search import search_on
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.plan import Q
 from codling.rcc.spectral import from_spectrum, to_spectrum
+from codling.rcc.trellis import Search
 
 # What the default settings take.
 SETTINGS_BYTES = 2
@@ -36,6 +38,7 @@ class Parent(Protocol):
     name: str
     backbone: Backbone
     config: DiffCConfig
+    search: Search | None
 
     def start(self, condition: bytes, *, height: int, width: int, settings: DiffCConfig) -> Chain: ...
 
@@ -58,6 +61,7 @@ class Encoder:
     def __init__(self, codec: Parent, settings: DiffCConfig, image: Tensor, *, max_bytes: int | None = None):
         self.codec, self.settings = codec, settings
         backbone = codec.backbone
+        self.search = codec.search or search_on(backbone.device)
         height, width = image.shape[-2:]
         self.image = image.float()
         padded = F.pad(self.image, (0, -width % backbone.grid, 0, -height % backbone.grid), mode="replicate")
@@ -125,8 +129,7 @@ class Encoder:
         now.scale = scale
         plan, coded = chain.plan(following, scale)
         target, memory = chain.target(self.source, following), self.settings.memory
-        # One setting for the network and the search beside it, so that workers which keep to a thread do so in both.
-        message = send(target, plan, memory=memory, step=chain.step, threads=torch.get_num_threads())
+        message = send(target, plan, memory=memory, step=chain.step, search=self.search)
         now.writer.extend(message_to_bits(message, group_bits(plan)))
         said = receive(message, plan, size=self.source.size, memory=memory, step=chain.step)
         chain.advance(following, coded, said)

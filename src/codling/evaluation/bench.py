@@ -17,7 +17,14 @@ import torch
 
 from codling import api
 from codling.codecs.cod import CoDCodec
-from codling.evaluation.channel_bench import candidates_per_second, coders, library_candidates_per_second
+from codling.codecs.search import gpu_search
+from codling.evaluation.channel_bench import (
+    candidates_per_second,
+    coders,
+    gpu_candidates_per_second,
+    gpu_coders,
+    library_candidates_per_second,
+)
 from codling.pictures import load_picture
 from codling.weights.registry import load
 
@@ -127,6 +134,7 @@ def bench_diffc(model: str, photo: Path) -> Iterator[Row]:
     for row in coders(threads):
         said = f"{row.effective:.3f} ({row.seconds:.2f} s a kbit)"
         yield Row(f"effective bits over bits sent, {row.coder}", said, "", None)
+    yield from _gpu_rows()
 
     command = [sys.executable, "-c", DIFFC_TRIP, str(photo), model]
     for side, encoded, decoded, share, peak in json.loads(
@@ -136,6 +144,23 @@ def bench_diffc(model: str, photo: Path) -> Iterator[Row]:
         yield Row(f"{model}, {side}: decode", f"{decoded:.2f} s", "< 10 s", decoded < 10)
         yield Row("of the encoding, channel coding", f"{100 * share:.0f}%", "< 25%", share < 0.25)
         yield Row("peak memory of that process so far", f"{peak / 1e9:.2f} GB", "", None)
+
+
+def _gpu_rows() -> Iterator[Row]:
+    """The channel coder on a GPU, or why not."""
+    if not torch.cuda.is_available():
+        yield Row("channel coding by Triton", "not available: torch sees no GPU", "", None)
+        return
+    gpu = gpu_search(torch.device("cuda"))
+    if gpu is None:
+        yield Row("channel coding by Triton", "not available: missing, or does not work here", "", None)
+        return
+    name = torch.cuda.get_device_name()
+    rate = gpu_candidates_per_second(gpu)
+    yield Row(f"candidates drawn and multiplied, Triton, {name}", f"{rate / 1e9:.2f}e9 / s", "", None)
+    for row in gpu_coders(gpu):
+        said = f"{row.effective:.3f} ({row.seconds:.3f} s a kbit)"
+        yield Row(f"effective bits over bits sent, {row.coder}, Triton", said, "", None)
 
 
 def _saved_share(data: bytes, photo: Path, codec: CoDCodec) -> float:

@@ -1,13 +1,18 @@
 """How well and how fast reverse channel coding spends bits, measured on targets of evenly spread energy."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codling.rcc.pfr import scores
-from codling.rcc.trellis import codewords, search
+from codling.rcc.trellis import Search, codewords, search
+
+if TYPE_CHECKING:
+    from codling.codecs.triton_search import TritonSearch
 
 # Dimensions of a group: more change nothing but the time.
 GROUP = 8
@@ -42,27 +47,28 @@ def coders(
         seconds = (time.perf_counter() - begin) / (len(targets) * bits / 1000)
         yield ChannelRow(f"blocks of {bits} bits", effective_bits(float(np.mean(best))) / bits, 1 << bits, seconds)
     for memory in memories:
-        groups = 2000
-        target = _unit_rows(rng, groups, GROUP).ravel()
-        starts, bits_sent = np.arange(groups + 1) * GROUP, np.ones(groups, np.int64)
-        begin = time.perf_counter()
-        message = search(target, starts, np.ones(groups), bits_sent, memory=memory, step=0, threads=threads)
-        seconds = (time.perf_counter() - begin) / (groups / 1000)
-        z = codewords(message, starts, bits_sent, memory=memory, step=0)
-        projection = float(z @ target / np.linalg.norm(target))
-        share = effective_bits(projection) / groups
-        yield ChannelRow(f"trellis of {1 << memory:,} states", share, 2 << memory, seconds)
+        yield _trellis_row(partial(search, threads=threads), memory)
+
+
+def gpu_coders(gpu: "TritonSearch", *, memories: tuple[int, ...] = (8, 10, 12)) -> Iterator[ChannelRow]:
+    """The trellises on a GPU: the same messages, after a first run that compiles."""
+    for memory in memories:
+        _trellis_row(gpu.message, memory)
+        yield _trellis_row(gpu.message, memory)
+
+
+def gpu_candidates_per_second(gpu: "TritonSearch", *, dimensions: int = 4096, bits: int = 16) -> float:
+    """As `candidates_per_second`, of a whole block search on a GPU."""
+    target = np.random.default_rng(0).normal(size=dimensions).astype(np.float32)
+    search_block = partial(gpu.candidate, target, bits, seed=0, step=0)
+    return dimensions * (1 << bits) / _fastest(lambda repeat: search_block(chunk=repeat))
 
 
 def candidates_per_second(threads: int, *, dimensions: int = 4096, candidates: int = 1 << 16) -> float:
     """Gaussians drawn and multiplied with a target, a second."""
     target = np.random.default_rng(0).normal(size=dimensions).astype(np.float32)
-    times = []
-    for repeat in range(4):
-        begin = time.perf_counter()
-        scores(target, candidates, seed=0, step=0, chunk=repeat, threads=threads)
-        times.append(time.perf_counter() - begin)
-    return dimensions * candidates / min(times[1:])
+    draw = partial(scores, target, candidates, seed=0, step=0, threads=threads)
+    return dimensions * candidates / _fastest(lambda repeat: draw(chunk=repeat))
 
 
 def library_candidates_per_second(dimensions: int = 4096, candidates: int = 1 << 12) -> float:
@@ -71,6 +77,28 @@ def library_candidates_per_second(dimensions: int = 4096, candidates: int = 1 <<
     begin = time.perf_counter()
     (rng.standard_normal((candidates, dimensions), np.float32) @ target).argmax()
     return dimensions * candidates / (time.perf_counter() - begin)
+
+
+def _trellis_row(find: Search, memory: int) -> ChannelRow:
+    groups = 2000
+    target = _unit_rows(np.random.default_rng(memory), groups, GROUP).ravel()
+    starts, bits_sent = np.arange(groups + 1) * GROUP, np.ones(groups, np.int64)
+    begin = time.perf_counter()
+    message = find(target, starts, np.ones(groups), bits_sent, memory=memory, step=0)
+    seconds = (time.perf_counter() - begin) / (groups / 1000)
+    z = codewords(message, starts, bits_sent, memory=memory, step=0)
+    projection = float(z @ target / np.linalg.norm(target))
+    return ChannelRow(f"trellis of {1 << memory:,} states", effective_bits(projection) / groups, 2 << memory, seconds)
+
+
+def _fastest(action: Callable[[int], object]) -> float:
+    """Least seconds of three runs, after a first one that may compile."""
+    times = []
+    for repeat in range(4):
+        begin = time.perf_counter()
+        action(repeat)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
 
 
 def _unit_rows(rng: np.random.Generator, count: int, size: int) -> np.ndarray:

@@ -9,15 +9,18 @@ Here everything is in units of sigma.
 
 import numpy as np
 
+from codling.rcc import trellis
 from codling.rcc.plan import Band, Q, shuffle
 from codling.rcc.spectral import dct, idct
-from codling.rcc.trellis import codewords, search
+from codling.rcc.trellis import Search, codewords
 
 
-def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int, threads: int = 1) -> np.ndarray:
+def send(
+    target: np.ndarray, plan: list[Band], *, memory: int, step: int, search: Search = trellis.search
+) -> np.ndarray:
     """The message (groups,) for a target: g (x - x_hat) / sigma, flat over (C, H, W).
 
-    memory: of the trellis. threads: of the search.
+    memory: of the trellis. search: on a CPU with one thread, or another; the message is the same.
     """
     if not plan:
         return np.zeros(0, np.uint8)
@@ -27,7 +30,7 @@ def send(target: np.ndarray, plan: list[Band], *, memory: int, step: int, thread
         mixed.append(dct(target[band.members][order] * signs) / np.float32(_spread(band)))
     share = np.concatenate([np.full(band.groups, _spread(band) ** -2) for band in plan])
     whole = np.concatenate(mixed)
-    return search(whole, _starts(plan), share, group_bits(plan), memory=memory, step=step, threads=threads)
+    return search(whole, _starts(plan), share, group_bits(plan), memory=memory, step=step)
 
 
 def receive(message: np.ndarray, plan: list[Band], *, size: int, memory: int, step: int) -> np.ndarray:

@@ -3,6 +3,11 @@
 They run on the caller's thread. Those that search release the interpreter's lock, so that `rcc.threads` can run parts
 of the work side by side; numba's own threads are not used: they are either OpenMP's, of which torch brings another copy
 into the process, or numba's work queue, which ends the process when two threads call it at once.
+
+A score is a float32 sum in one order on every machine: pairs of dimensions ascending, low * t + high * t' each, every
+product and sum rounded, nothing fused (no `fastmath`). So this code, `triton_kernels` and plain numpy give the same
+bits, and the same candidate is best everywhere. The inner loops run over candidates, which a compiler can turn into
+vector code without touching that order.
 """
 
 import numba
@@ -14,6 +19,8 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _LOW, _HALF = np.uint32(0xFFFF), np.uint32(16)
 _WORD = np.uint64(32)
+# Candidates scored side by side: their sums stay in the cache.
+TILE = 512
 
 
 @numba.njit(inline="always")
@@ -31,25 +38,38 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@numba.njit(inline="always")
+def _eight(values, place):  # type: ignore[no-untyped-def]
+    """Eight values from a place on, as scalars: the compiler may then keep them while it writes to an array."""
+    own = values[place : place + 8]
+    return own[0], own[1], own[2], own[3], own[4], own[5], own[6], own[7]
+
+
+@numba.njit(cache=True, nogil=True)
 def score_candidates(target, valid, gain, penalty, group, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[r] = gain z_r . target - penalty |z_r|^2 for every candidate r of a group.
 
     target, valid: (8 n,) float32, padded with zeros; `valid` is 1 on real dimensions. score: (candidates,), out.
     """
-    for candidate in range(len(score)):
-        dot, square = np.float32(0), np.float32(0)
+    for begin in range(0, len(score), TILE):
+        dot = score[begin : begin + TILE]
+        square = np.zeros(len(dot), np.float32)
+        dot[:] = 0
         for block in range(len(target) // 8):
-            words = philox(numba.uint32(block), numba.uint32(candidate), group, step, k0, k1)
-            for q in range(4):
-                low, high = table[words[q] & _LOW], table[words[q] >> _HALF]
-                j = 8 * block + 2 * q
-                dot += low * target[j] + high * target[j + 1]
-                square += low * low * valid[j] + high * high * valid[j + 1]
-        score[candidate] = gain * dot - penalty * square
+            t, v = _eight(target, 8 * block), _eight(valid, 8 * block)
+            for n in range(len(dot)):
+                words = philox(numba.uint32(block), numba.uint32(begin + n), group, step, k0, k1)
+                d, s = dot[n], square[n]
+                for q in range(4):
+                    low, high = table[words[q] & _LOW], table[words[q] >> _HALF]
+                    d += low * t[2 * q] + high * t[2 * q + 1]
+                    s += low * low * v[2 * q] + high * high * v[2 * q + 1]
+                dot[n], square[n] = d, s
+        for n in range(len(dot)):
+            dot[n] = gain * dot[n] - penalty * square[n]
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def score_groups(target, valid, starts, gain, penalty, counts, first, step, k0, k1, table, scores):  # type: ignore[no-untyped-def]
     """scores[n, :counts[first + n]] = those of group first + n.
 
@@ -112,14 +132,17 @@ def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # 
             block += 1
 
 
-@numba.njit(fastmath=True, cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True)
 def score_block(target, first, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[n] = z . target of candidate first + n of a chunk; target: (8 m,) float32, padded with zeros."""
-    for n in range(len(score)):
-        dot, candidate = np.float32(0), numba.uint32(first + n)
+    for begin in range(0, len(score), TILE):
+        dot = score[begin : begin + TILE]
+        dot[:] = 0
         for block in range(len(target) // 8):
-            words = philox(numba.uint32(block), candidate, chunk, step, k0, k1)
-            for q in range(4):
-                j = 8 * block + 2 * q
-                dot += table[words[q] & _LOW] * target[j] + table[words[q] >> _HALF] * target[j + 1]
-        score[n] = dot
+            t = _eight(target, 8 * block)
+            for n in range(len(dot)):
+                words = philox(numba.uint32(block), numba.uint32(first + begin + n), chunk, step, k0, k1)
+                d = dot[n]
+                for q in range(4):
+                    d += table[words[q] & _LOW] * t[2 * q] + table[words[q] >> _HALF] * t[2 * q + 1]
+                dot[n] = d

@@ -15,6 +15,7 @@ with the target in units of sqrt(v). Where rho^2 = 1 this is the plain projectio
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,15 @@ from codling.rcc.threads import in_parts
 MAX_MEMORY = 16
 # Groups scored between two turns of the path search: enough that threads seldom wait for each other.
 BATCH = 64
+
+
+class Search(Protocol):
+    """What finds messages: `search` with its threads settled, or the same on another device."""
+
+    def __call__(
+        self, target: np.ndarray, starts: np.ndarray, noise_share: np.ndarray, bits: np.ndarray, *, memory: int,
+        step: int,
+    ) -> np.ndarray: ...  # fmt: skip
 
 
 def search(
@@ -40,8 +50,7 @@ def search(
     from codling.rcc.kernels import extend_paths, score_groups, trace_back
 
     padded, valid, places = _pad(target, starts)
-    gain = (1 / noise_share).astype(np.float32)
-    penalty = ((1 / noise_share - 1) / 2).astype(np.float32)
+    gain, penalty = weights(noise_share)
     groups, sends = len(starts) - 1, bits.astype(np.int64)
     counts = np.int64(1) << memory + sends
     value = np.full(1 << memory, -np.inf, np.float32)
@@ -62,6 +71,11 @@ def search(
     message = np.zeros(groups, np.uint8)
     trace_back(value, memory, sends, back, message)
     return message
+
+
+def weights(noise_share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of z . target and of |z|^2 in a group's score, (groups,) float32 both, from rho^2."""
+    return (1 / noise_share).astype(np.float32), ((1 / noise_share - 1) / 2).astype(np.float32)
 
 
 def codewords(

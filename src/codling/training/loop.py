@@ -159,7 +159,7 @@ def held_out_pictures(config: RunConfig) -> list[np.ndarray]:
 def spectrum_pictures(config: RunConfig, pictures: list[np.ndarray]) -> list[np.ndarray]:
     """What spectra are fitted on: the validation pictures, whole, where there are any; they are larger."""
     if config.validation:
-        # A crop as large as any picture keeps them from being shrunk.
+        # With scales down to nothing no picture is larger than a crop could need, so none is shrunk.
         return load_pictures(config.validation, crop=1, scales=(1e-6, 1.0), limit=PREPARED_ON).pictures
     return pictures
 
