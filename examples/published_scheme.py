@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from codling.evaluation.swd import swd
 from PIL import Image
 
 import codling
@@ -28,7 +29,6 @@ from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.diffusion.posterior import posterior
 from codling.evaluation.metrics import psnr
-from codling.evaluation.swd import swd
 from codling.pictures import from_image_array
 from codling.rcc import pfr
 from codling.rcc.spectral import from_spectrum, to_spectrum
