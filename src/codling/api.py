@@ -24,7 +24,7 @@ from codling.pictures import (
     save_picture,
     to_image_array,
 )
-from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL, entries
+from codling.weights.catalogue import DEFAULT_MODEL, LEVEL_MODEL, RATE_MODEL, entries
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def encode(
 
     picture: a path, the bytes of a picture file, a Pillow image, or a uint8 array; any size and mode.
     model: a name (`codling models` lists them), a model's directory, or what `load` returned. None takes
-        cod-xs, or diffc-xs where a rate is asked for.
+        cod-xs, diffc-xs where a rate is asked for, or oscar-s where a level is.
     codec: the scheme, "cod", "diffc" or "oscar"; None takes the model's own.
     max_bytes, bpp, psnr, noise_level, level: one of them says how far to go: the file's length, met from below; the
         same in bits a pixel; the PSNR of the faithful picture in dB, met from above; where DiffC stops, in 1024ths of
@@ -90,8 +90,8 @@ def encode(
     loaded = load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels)
     for message in loaded.warnings:
         warnings.warn(message, PictureWarning, stacklevel=2)
-    asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level, level))
-    coder = load(model or default_model(asked), codec=codec, device=device)
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level))
+    coder = load(model or default_model(rate_asked=asked, level_asked=level is not None), codec=codec, device=device)
     height, width = loaded.rgb.shape[:2]
     progressive = coder.codec_id in PROGRESSIVE
     empty = Stream(coder.codec_id, coder.model_id, width, height, b"", progressive, _sections(loaded))
@@ -180,8 +180,10 @@ def _picture(image: "torch.Tensor", stream: Stream) -> "Image":
     return save_picture(picture)
 
 
-def default_model(rate_asked: bool) -> str:
+def default_model(*, rate_asked: bool = False, level_asked: bool = False) -> str:
     """The model that `encode` takes if it is told none."""
+    if level_asked:
+        return LEVEL_MODEL
     return RATE_MODEL if rate_asked else DEFAULT_MODEL
 
 

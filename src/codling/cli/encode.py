@@ -27,7 +27,7 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help="A model's name or directory. Default: cod-xs, or diffc-xs if a rate is asked for.",
+            help="A model's name or directory. Default: cod-xs; diffc-xs for a rate, oscar-s for a level.",
             show_default=False,
         ),
     ] = None,
@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """Encode pictures."""
     jobs = plan(inputs, output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
-    asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to, level))
-    coder = api.load(model or api.default_model(asked), codec=codec, device=device)
+    asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to))
+    chosen = model or api.default_model(rate_asked=asked, level_asked=level is not None)
+    coder = api.load(chosen, codec=codec, device=device)
 
     def work(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()

@@ -27,7 +27,7 @@ from codling.weights.store import Manifest, Parts, save_model, stored_weights
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
 # Numbers in the index tables of an OSCAR level, two bytes each.
-TABLE_ENTRIES = 1 << 16
+TABLE_ENTRIES = 1 << 15
 
 
 def export_run(

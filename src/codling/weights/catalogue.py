@@ -14,9 +14,10 @@ from codling.errors import ModelError
 
 CONFIG = "config.json"
 FORMAT = 1
-# What `encode` takes when it is told no model: without a rate, and with one.
+# What `encode` takes when it is told no model: without a rate, with one, and with a level of OSCAR's table.
 DEFAULT_MODEL = "cod-xs"
 RATE_MODEL = "diffc-xs"
+LEVEL_MODEL = "oscar-s"
 MODELS_VARIABLE = "CODLING_MODELS"
 
 
