@@ -5,9 +5,9 @@ draws a tile of them eight dimensions at a time, multiplies and forgets them, so
 (trellis) or the best of a tile (blocks).
 
 The trellis takes two kernels. Scores of all groups of a batch are independent and fill the GPU. Viterbi's algorithm
-over them is a chain of one short step a group that all states must finish together: it runs in one program, whose
-threads meet at a barrier, because a launch a group would cost more than the step and programs of one launch cannot wait
-for each other (nothing says that they run at the same time).
+over them is a chain of one short step a group that all states must finish together. A launch a group would be thousands
+for a picture, and programs of one launch cannot wait for each other (nothing says that they run at the same time, and
+interpreted they do not), so one program walks all groups of a batch and its threads meet at barriers.
 
 Scores are summed in the order of `kernels`, and launched with `enable_fp_fusion=False` every product and sum is rounded
 as there; the path search does the same float32 operations. So scores, and the message, are the same to the bit.
