@@ -51,6 +51,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     command = [sys.executable, "-m", "tests.triton_problems", str(out)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("the interpreter of this Triton (3.3 for one) does not work with this numpy (2.4 for one)")
     assert done.returncode == 0, done.stderr
     return np.load(out)
 

@@ -77,7 +77,7 @@ class TritonSearch:
         out = torch.empty_like(counters)
         with torch.cuda.device_of(out):
             triton_kernels.draw_words[(-(-len(counter) // self.tile),)](
-                counters, len(counter), *key, out, TILE=self.tile
+                counters, len(counter), *key, out, TILE=self.tile, **EXACT
             )
         return out.cpu().numpy().view(np.uint32)
 

@@ -5,9 +5,9 @@ draws a tile of them eight dimensions at a time, multiplies and forgets them, so
 (trellis) or the best of a tile (blocks).
 
 The trellis takes two kernels. Scores of all groups of a batch are independent and fill the GPU. Viterbi's algorithm
-over them is a chain of one short step a group that all states must finish together: it runs in one program, whose
-threads meet at a barrier, because a launch a group would cost more than the step and programs of one launch cannot wait
-for each other (nothing says that they run at the same time).
+over them is a chain of one short step a group that all states must finish together. A launch a group would be thousands
+for a picture, and programs of one launch cannot wait for each other (nothing says that they run at the same time, and
+interpreted they do not), so one program walks all groups of a batch and its threads meet at barriers.
 
 Scores are summed in the order of `kernels`, and launched with `enable_fp_fusion=False` every product and sum is rounded
 as there; the path search does the same float32 operations. So scores, and the message, are the same to the bit.
@@ -30,10 +30,10 @@ _PLAIN = ["counters", "size", "count", "chunk", "first", "tiles", "stride", "gro
 def philox(c0, c1, c2, c3, k0, k1):
     """Four random words of counters, all uint32, of shapes that broadcast; `bitstream.prng.philox` is the reference."""
     for _ in tl.static_range(_ROUNDS):
-        high0, low0 = tl.umulhi(c0, _M0), tl.mul(c0, _M0, sanitize_overflow=False)
-        high1, low1 = tl.umulhi(c2, _M1), tl.mul(c2, _M1, sanitize_overflow=False)
+        high0, low0 = tl.umulhi(c0, _M0), c0 * _M0
+        high1, low1 = tl.umulhi(c2, _M1), c2 * _M1
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = tl.add(k0, _W0, sanitize_overflow=False), tl.add(k1, _W1, sanitize_overflow=False)
+        k0, k1 = k0 + _W0, k1 + _W1
     return c0, c1, c2, c3
 
 
