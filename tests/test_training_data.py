@@ -1,5 +1,6 @@
 """Training data: where it comes from, in what order, and what is done about what cannot be read."""
 
+import io
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from codling.errors import ConfigError
+from codling.training import shards
 from codling.training.augment import augmented
 from codling.training.data import load_pictures, training_batch
 from codling.training.loop import train
-from codling.training.shards import expand_braces
+from codling.training.shards import entries, expand_braces
 from codling.training.sources import HeldSource, StreamedSource, open_source
 from tests.conftest import noise_picture
 from tests.training import CPU, png, tiny_run, write_shard
@@ -60,6 +62,29 @@ def test_a_missing_shard_is_counted_and_the_others_are_used(server: str) -> None
     assert (len(data.pictures), data.broken) == (6, 1)
     with pytest.raises(ConfigError, match=r"2 of 2 entries.*FileNotFoundError"):
         load_pictures(f"{server}/train-{{7..8}}.tar", crop=64)
+
+
+def test_a_connection_that_breaks_is_taken_up_again(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (pictures / "train-0.tar").read_bytes()
+    cuts = [whole.index(b"03.png") + 530, 530, None]  # in the midst of a picture each
+    tried: list[str] = []
+
+    def breaking(shard: str) -> io.BytesIO:
+        tried.append(shard)
+        return io.BytesIO(whole[: cuts[len(tried) - 1]])
+
+    monkeypatch.setattr(shards, "open_shard", breaking)
+    monkeypatch.setattr(shards, "PAUSE", 0.0)
+    near = list(entries(str(pictures / "train-0.tar").replace(".tar", "-{0..0}.tar")))
+    assert [bool(entry.data) for entry in near][-1] is False  # a file on disk is not tried again
+    assert len(tried) == 1
+    tried.clear()
+    far = list(entries("http://host/train-0.tar"))
+    assert [entry.name[-6:] for entry in far] == [f"0{i}.png" for i in range(6)]
+    assert len(tried) == 3
+    tried.clear()
+    cuts[2] = 530
+    assert not list(entries("http://host/train-0.tar"))[-1].data
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ def test_small_recipes_have_the_sizes_they_are_named_for() -> None:
 
 
 def test_settings_go_to_all_stages_or_to_one() -> None:
+    with pytest.raises(ConfigError, match="set quantise_from below steps"):
+        override_stages(stages_of("cod-xs"), ["steps=100"])
     stages = override_stages(stages_of("cod-xs"), ["data=http://host:80/a.tar", "cod-xs-flow:steps=5"])
     assert [stage.data for stage in stages.values()] == ["http://host:80/a.tar"] * 2
     assert [stage.steps for stage in stages.values()] == [5200, 5]
@@ -149,7 +151,7 @@ def test_a_newcomer_trains_by_one_command_on_a_folder_of_photographs(tmp_path: P
         (photos / f"{number}.png").write_bytes(png(noise_picture(80, 100, seed=number)))
     small = to_dict(tiny_run(photos))["model"]
     arguments = [f"--set=model={json.dumps(small)}", f"--set=data={photos}", f"--set=validation={photos}"]
-    arguments += ["--set=crop=64", "--set=batch=2", "--set=steps=4", "--set=cod-xs-codec:denoise_from=4"]
+    arguments += ["--set=crop=64", "--set=batch=2", "--set=steps=4", "--set=cod-xs-codec:quantise_from=1"]
     arguments += ["--set=validation_steps=[1]", "--set=checkpoint_every=4", "--max-minutes=5"]
     done = CliRunner().invoke(app, ["train", "cod-xs", *arguments, "-o", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
@@ -171,7 +173,7 @@ def test_what_a_run_writes_down(pictures: Path, tmp_path: Path) -> None:
     for name in ("PSNR at 1 steps", "SWD at 2 steps", "gain at 0.6", "null gain at 0.6", "reconstruction PSNR"):
         assert scores[name]
     (sheet,) = (tmp_path / SAMPLES).glob("*.png")
-    assert Image.open(sheet).size == (3 * 64, 3 * 64)  # a row a picture: itself, one step, two steps
+    assert Image.open(sheet).size == (4 * 64, 3 * 64)  # a row a picture: itself, off its condition, one step, two steps
     assert list((tmp_path / "tensorboard" / "tiny").glob("events*"))
 
 

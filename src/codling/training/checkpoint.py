@@ -69,10 +69,10 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """The same for an optimiser: its moments are sharded as their parameters are."""
+    """The same for an optimiser: moments are sharded as their parameters are, counts stay on the CPU."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     moments = {
-        number: {key: placed(v, parameters[number]) if v.ndim else v for key, v in values.items()}
+        number: {key: placed(v, parameters[number]) if v.ndim else v.cpu() for key, v in values.items()}
         for number, values in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": moments})

@@ -146,11 +146,7 @@ class CoDRun(Run[TrainingConfig]):
         config, model = self.config, self.averaged_model()
         images = centre_squares(pictures, config.crop, device=self.device)
         condition = self._conditions(model, images)
-        heads = self._new_heads(config).to(self.device)
-        heads.load_state_dict(gathered(self.head.state_dict()))
-        with self.autocast():
-            read_off = torch.cat([self.autoencoder.decode(heads.reconstruction(c).float()) for c in condition])
-        scores = {"reconstruction PSNR": distances(images, read_off)[0]}
+        scores = {"reconstruction PSNR": distances(images, self._read_off(condition))[0]}
         if self.step < config.denoise_from:
             return scores
         for steps in config.validation_steps:
@@ -169,17 +165,27 @@ class CoDRun(Run[TrainingConfig]):
 
     @torch.no_grad()
     def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
-        """The pictures, then what comes back at each number of steps."""
-        model = self.averaged_model()
-        images = centre_squares(pictures, self.config.crop, device=self.device)
+        """The pictures, what is read off their condition, and what is grown from it at each number of steps."""
+        config, model = self.config, self.averaged_model()
+        images = centre_squares(pictures, config.crop, device=self.device)
         condition = self._conditions(model, images)
-        return [images, *(self._decoded(model, condition, images, steps) for steps in self.config.validation_steps)]
+        columns = [images, self._read_off(condition)]
+        if self.step >= config.denoise_from:
+            columns += [self._decoded(model, condition, images, steps) for steps in config.validation_steps]
+        return columns
 
     def _conditions(self, model: CoD, images: Tensor) -> list[Tensor]:
         """Condition maps, in pieces of `CHUNK` pictures."""
         codec = model.condition_codec
         with self.autocast():
             return [codec.decode(codec.encode(piece)) for piece in images.split(CHUNK)]
+
+    def _read_off(self, condition: list[Tensor]) -> Tensor:
+        """Pictures (n, 3, H, W) of the reconstruction head."""
+        heads = self._new_heads(self.config).to(self.device)
+        heads.load_state_dict(gathered(self.head.state_dict()))
+        with self.autocast():
+            return torch.cat([self.autoencoder.decode(heads.reconstruction(c).float()).float() for c in condition])
 
     def _decoded(self, model: CoD, condition: list[Tensor], images: Tensor, steps: int) -> Tensor:
         """Pictures (n, 3, H, W) grown without guidance from fixed noise."""

@@ -112,6 +112,11 @@ class TrainingConfig(RunConfig):
         super().__post_init__()
         if self.codebook not in ("average", "gradient"):
             raise ConfigError(f'training: codebook must be "average" or "gradient", got {self.codebook!r}')
+        if self.quantise_from >= self.steps:
+            raise ConfigError(
+                f"training: of {self.steps} steps none is quantised, as quantise_from is {self.quantise_from}, so the "
+                "codebook would learn nothing; set quantise_from below steps"
+            )
         check_crop(self.crop, self.model.grid)
 
 

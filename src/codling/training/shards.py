@@ -7,14 +7,18 @@ data=https://example.org/photos-{000..013}.tar    the same over HTTP; s3://, gs:
 
 import re
 import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 from codling.errors import ConfigError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+# How often a shard behind a URL is tried, and by how many seconds the pause before each further try grows.
+TRIES, PAUSE = 3, 2.0
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -75,16 +79,32 @@ def entries(data: str) -> Iterator[Entry]:
 
 
 def shard_entries(shard: str) -> Iterator[Entry]:
-    """The picture files of one shard, read as a stream; one empty entry in place of what cannot be read."""
-    try:
-        with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                if Path(member.name).suffix.lower() in SUFFIXES and (content := tar.extractfile(member)):
-                    yield Entry(f"{shard}/{member.name}", content.read())
-    except ConfigError:
-        raise
-    except Exception as error:  # stores behind URLs raise the errors of their own clients
-        yield Entry(f"{shard} ({type(error).__name__})", b"")
+    """The picture files of one shard, read as a stream; one empty entry in place of what cannot be read.
+
+    A connection that breaks is tried again, and goes on behind what was read already.
+    """
+    done = 0
+    for attempt in range(TRIES):
+        try:
+            for entry in islice(_members(shard), done, None):
+                yield entry
+                done += 1
+            return
+        except ConfigError:
+            raise
+        except Exception as error:  # stores behind URLs raise the errors of their own clients
+            failure = error
+        if "://" not in shard or isinstance(failure, FileNotFoundError):
+            break
+        time.sleep(attempt * PAUSE)
+    yield Entry(f"{shard} ({type(failure).__name__})", b"")
+
+
+def _members(shard: str) -> Iterator[Entry]:
+    with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for member in tar:
+            if Path(member.name).suffix.lower() in SUFFIXES and (content := tar.extractfile(member)):
+                yield Entry(f"{shard}/{member.name}", content.read())
 
 
 def open_shard(shard: str) -> IO[bytes]:
