@@ -11,7 +11,7 @@ import typer
 from codling.cli import options
 from codling.cli.files import plan
 from codling.files import PICTURE_SUFFIXES
-from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL
+from codling.weights.catalogue import DEFAULT_MODEL, LEVEL_MODEL, RATE_MODEL
 
 
 def command(
@@ -20,13 +20,14 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure speed, memory and overhead on this machine."""
-    from codling.evaluation.bench import bench, bench_diffc, machine
+    from codling.evaluation.bench import bench, bench_diffc, machine, round_trip
 
     paths = [job.source for job in plan([photos], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
     rows = []
     if not json:
         print(machine())
-    for row in itertools.chain(bench(model, paths), bench_diffc(RATE_MODEL, paths[0])):
+    measured = (bench(model, paths), bench_diffc(RATE_MODEL, paths[0]), round_trip(LEVEL_MODEL, paths[0]))
+    for row in itertools.chain.from_iterable(measured):
         rows.append(dataclasses.asdict(row))
         if not json:
             verdict = {True: "holds", False: "MISSED", None: ""}[row.holds]
