@@ -25,7 +25,6 @@ from codling.diffusion.posterior import signal_share
 from codling.diffusion.pseudo_time import cosine
 from codling.errors import ModelError
 from codling.evaluation.contenders import parse_spec
-from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig, UNetConfig
 from codling.models.rate_levels import OscarModel, Tokens
 from codling.weights import registry
@@ -333,18 +332,6 @@ def test_our_settings_default_to_stable_diffusion_2_1() -> None:
     shares = full.signal_shares().sqrt()
     rounded = [round(float(shares[step]), 3) for step in importer.TIMESTEPS]
     assert rounded == [0.526, 0.652, 0.757, 0.79, 0.859, 0.877, 0.894, 0.91]
-
-
-@pytest.mark.parametrize("stride", [1, 2, 4, 8])
-@pytest.mark.parametrize("features", [16, 24])
-def test_hyper_encoders_at_every_stride(stride: int, features: int) -> None:
-    encoder = HyperEncoder(HyperEncoderConfig(stride, 7, width=8, feature_width=features, codebook_width=16))
-    with torch.no_grad():
-        indices = encoder.indices(torch.randn(1, 4, 16, 24))
-        assert indices.shape == (1, 16 // stride, 24 // stride)
-        assert encoder.latent(indices).shape == (1, 4, 16, 24)
-    names = {name.split(".")[0] for name in encoder.state_dict()}
-    assert ("project_in" in names) == (features != 16)
 
 
 def test_import_and_encode_on_the_command_line(
