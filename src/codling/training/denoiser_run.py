@@ -1,6 +1,6 @@
 """Training of the small denoiser: how much better than the Wiener filter it is, at every noise level."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ class DenoiserRun(Run[DenoiserTraining]):
         model = Denoiser(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(config, device, model, nn.Module())
 
-    def prepare(self, pictures: list[np.ndarray]) -> None:
+    def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Give the filter the spectrum of pictures."""
-        images = [torch.from_numpy(to_image_array(picture)) for picture in pictures]
+        images = [torch.from_numpy(to_image_array(picture)) for picture in pictures()]
         self.model.filter.log_power.copy_(fit_spectrum(images, self.config.model.filter.knots))
 
     def compile(self) -> None:

@@ -38,10 +38,10 @@ class Engine:
             if strategy == "fsdp":
                 chosen = ModelParallelStrategy(_shard, data_parallel_size=here * nodes, tensor_parallel_size=1)
         accelerator = "cuda" if device.type == "cuda" else "cpu"
-        one = [device.index] if device.type == "cuda" and device.index is not None and here == 1 else here
+        used = [device.index] if device.type == "cuda" and device.index is not None and here == 1 else here
         self.fabric = Fabric(
             accelerator=accelerator,
-            devices=one,
+            devices=used,
             num_nodes=nodes,
             strategy=chosen,
             precision=PRECISIONS[precision],  # type: ignore[arg-type]

@@ -57,12 +57,13 @@ def train(
     report = report if engine.main else _silent
     run: Run[Any] = RUNS[type(config)](config, engine.device)  # type: ignore[call-arg]
     run.distribute(engine)
-    state = _take_up(run, directory / CHECKPOINT, stage, report)
+    new = not (directory / CHECKPOINT).exists()
+    state = {} if new else _take_up(run, directory / CHECKPOINT, stage, report)
     held_out = held_out_pictures(config)
     source = open_source(config, places=run.places, device=engine.device, state=state)
     report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
-    if run.step == 0:
-        run.prepare(spectrum_pictures(config, source.pictures(PREPARED_ON)))
+    if new:
+        run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON)))
     if config.compile:
         run.compile()
 
@@ -136,15 +137,14 @@ def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: L
 
 def _take_up(run: Run[Any], path: Path, stage: str, report: Callable[[str], None]) -> dict[str, Any]:
     """Continue from a checkpoint, or start from the weights of one of another stage. Returns the place in the data."""
-    if not path.exists():
-        return {}
     saved = checkpoint.read(path, device=torch.device("cpu"), lazily=True)
-    if saved.get("stage", "") == stage:
+    before = saved.get("stage", "")
+    if before == stage:
         run.restore(path)
         report(f"continuing {path.parent} at step {run.step}")
         return saved.get("source", {})
     run.inherit(path)
-    report(f"stage {stage} starts from the weights of stage {saved['stage']} (step {saved['step']})")
+    report(f"stage {stage} starts from the weights of stage {before or '(unnamed)'} (step {saved['step']})")
     return {}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,8 +83,8 @@ class Run(ABC, Generic[C]):
         """Columns of a sheet of what the averaged model makes of pictures, each (n, 3, H, W) in [-1, 1]; none here."""
         return ()
 
-    def prepare(self, pictures: list[np.ndarray]) -> None:
-        """What is fitted to pictures (H, W, 3) uint8 before the first step; nothing by default."""
+    def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
+        """What is fitted before the first step, to pictures (H, W, 3) uint8 got by a call; nothing by default."""
 
     def after_step(self) -> None:
         """What is learned by other means than a gradient; nothing by default."""

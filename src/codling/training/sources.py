@@ -30,7 +30,9 @@ class Source(Protocol):
 
     description: str
 
-    def batch(self, step: int) -> Tensor: ...
+    def batch(self, step: int) -> Tensor:
+        """Squares (B, 3, crop, crop) in [-1, 1], on the device. Steps are asked for in order, some of them ahead."""
+        ...
 
     def pictures(self, limit: int) -> list[np.ndarray]:
         """At most so many decoded pictures (H, W, 3) uint8, the first ones, for statistics."""
