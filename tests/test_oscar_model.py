@@ -163,7 +163,7 @@ def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
     frozen = ("hyper.first", "hyper.into", "hyper.heads", "hyper.shortcut", "hyper.quantisers", "noise")
     assert not [name for name in second_stage if name.startswith(frozen)]
     beginning = OscarRun(tiny_run(pictures, restore_from=3), CPU)
-    beginning.prepare([noise_picture(96, 112, seed=1)])
+    beginning.prepare(lambda: [noise_picture(96, 112, seed=1)])
     first_stage = changed(beginning)
     assert not [name for name in first_stage if name.startswith("denoiser.")]
     assert {"noise", "hyper.quantisers.0.0.embedding", "hyper.heads.0.weight"} <= first_stage
@@ -234,7 +234,7 @@ def test_bad_settings_are_named(pictures: Path) -> None:
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="not a denoiser like"):
-        OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare([np.zeros((64, 64, 3), np.uint8)])
+        OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare(lambda: [np.zeros((64, 64, 3), np.uint8)])
 
 
 def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path, tmp_path: Path) -> None:

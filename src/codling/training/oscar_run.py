@@ -1,6 +1,6 @@
 """Training of OSCAR: first the hyper-encoders of all rates, then the denoiser that restores what they keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,17 +69,15 @@ class OscarRun(Run[OscarTraining]):
         """Whether there is an adversary by now."""
         return self.restoring and self.config.weights["adversarial"] > 0 and self.step >= self.config.adversarial_from
 
-    def prepare(self, pictures: list[np.ndarray]) -> None:
-        """Start from the prior's denoiser and the pictures' principal components, unless a stage went before."""
-        if bool((self.errors < 1).any()):
-            return
+    def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
+        """Start from the prior's denoiser and the pictures' principal components."""
         if self.config.prior:
             prior = load_network(self.config.prior, device=self.device)
             if not isinstance(prior, Denoiser) or prior.config != self.config.model.denoiser:
                 raise ConfigError(f"prior {self.config.prior!r} is not a denoiser like model.denoiser; choose another")
             self.model.denoiser.load_state_dict(prior.state_dict())
         images, grid = [], self.config.model.grid
-        for picture in pictures:
+        for picture in pictures():
             height, width = (side // grid * grid for side in picture.shape[:2])
             images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None].to(self.device))
         self.model.hyper.fit_shortcuts([image for image in images if image.numel()])
