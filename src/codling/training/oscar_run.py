@@ -13,6 +13,7 @@ from codling.models.denoiser import Denoiser
 from codling.models.discriminator import Discriminator, hinge_discriminator
 from codling.models.hyper_codec import SAMPLES, Coded
 from codling.models.oscar import Oscar
+from codling.models.wiener import fit_spectrum
 from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
@@ -70,17 +71,22 @@ class OscarRun(Run[OscarTraining]):
         return self.restoring and self.config.weights["adversarial"] > 0 and self.step >= self.config.adversarial_from
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
-        """Start from the prior's denoiser and the pictures' principal components."""
+        """Start from the pictures' principal components, and the prior's denoiser or else the pictures' spectrum."""
+        images, grid = [], self.config.model.grid
+        for picture in pictures():
+            height, width = (side // grid * grid for side in picture.shape[:2])
+            if height and width:
+                images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None].to(self.device))
+        self.model.hyper.fit_shortcuts(images)
+        denoiser = self.model.denoiser
         if self.config.prior:
             prior = load_network(self.config.prior, device=self.device)
             if not isinstance(prior, Denoiser) or prior.config != self.config.model.denoiser:
                 raise ConfigError(f"prior {self.config.prior!r} is not a denoiser like model.denoiser; choose another")
-            self.model.denoiser.load_state_dict(prior.state_dict())
-        images, grid = [], self.config.model.grid
-        for picture in pictures():
-            height, width = (side // grid * grid for side in picture.shape[:2])
-            images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None].to(self.device))
-        self.model.hyper.fit_shortcuts([image for image in images if image.numel()])
+            denoiser.load_state_dict(prior.state_dict())
+        else:
+            spectrum = fit_spectrum([image[0] for image in images], denoiser.config.filter.knots)
+            denoiser.filter.log_power.copy_(spectrum)
         self.average = WeightAverage(self.model, self.config.average)
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
