@@ -17,6 +17,7 @@ from codling.codecs.oscar_pixel import PixelOscar
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
+from codling.rcc.plan import ErrorTable
 from codling.training.data import load_pictures
 from codling.training.index_tables import MAX_GROUPS, fit_index_model
 from codling.training.loop import spectrum_pictures
@@ -26,6 +27,8 @@ from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
+# How DiffC codes with a one-step denoiser: from pure noise to where the bytes end at once.
+ONE_JUMP = DiffCConfig(times=(75,), threshold=-28, grain=0.0, empty=True, level=560)
 # Numbers in the index tables of an OSCAR level, two bytes each.
 TABLE_ENTRIES = 1 << 15
 
@@ -50,7 +53,8 @@ def export_run(
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
     if isinstance(model, Oscar):
-        return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
+        parts = oscar_parts(run, model, pictures, error_pictures)
+        return save_model(directory, parts, precision=precision)
     # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     codec = CoDCodec(model, name="export", model_id=0)
     data = load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures
@@ -63,17 +67,21 @@ def export_run(
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error table."""
+    return Parts(model, error_tables={False: error_table(run, model, count)}, diffc=DiffCConfig())
+
+
+def error_table(run: Run[Any], model: Denoiser, count: int) -> ErrorTable:
+    """A denoiser's errors, measured on so many pictures."""
     data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
     images = (
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
     )
-    table = calibrate(DenoiserBackbone(model), images, conditional=False)
-    return Parts(model, error_tables={False: table}, diffc=DiffCConfig())
+    return calibrate(DenoiserBackbone(model), images, conditional=False)
 
 
-def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
-    """An OSCAR model with index tables for every level, small enough that all of them weigh less than the network."""
+def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Parts:
+    """An OSCAR model with index tables for every level, small ones, and its denoiser's error table for DiffC."""
     codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
     for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
         image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
@@ -83,7 +91,8 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
     )
-    return Parts(model, index_models=tuple(tables))
+    errors = error_table(run, model.denoiser, error_count)
+    return Parts(model, index_models=tuple(tables), error_tables={False: errors}, diffc=ONE_JUMP)
 
 
 def table_groups(codebook_size: int) -> int:
