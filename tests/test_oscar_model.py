@@ -268,6 +268,10 @@ def test_bad_settings_are_named(pictures: Path) -> None:
         OscarConfig(grain=2.0)
     with pytest.raises(ConfigError, match="level_shares"):
         tiny_run(pictures, level_shares=(1.0,))
+    with pytest.raises(ConfigError, match="not all 0"):
+        tiny_run(pictures, level_shares=(0.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="jump_share must be between 0 and 1, got 2"):
+        tiny_run(pictures, jump_share=2.0)
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="no picture of at least 16 px"):
