@@ -78,7 +78,7 @@ class OscarRun(Run[OscarTraining]):
             if height and width:
                 images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None])
         if not images:
-            raise ConfigError(f"training: no picture of at least {grid} px a side to begin from; name larger ones in data")
+            raise ConfigError(f"training: no picture of at least {grid} px a side to begin from; add larger ones")
         self.model.hyper.fit_shortcuts(images)
         denoiser = self.model.denoiser
         if self.config.prior:
@@ -109,8 +109,8 @@ class OscarRun(Run[OscarTraining]):
         """Stage 1: all levels' coarse images against the image.
 
         Each level's loss counts in units of its own error, commitment as well: in units of pixels it would be too weak
-        beside the logarithm, and features would outgrow their codewords. The error is that of the whole batch: a mean of
-        processes' own logarithms would have another gradient than the logarithm of their mean.
+        beside the logarithm, and features would outgrow their codewords. The error is that of the whole batch, as
+        a mean of processes' own logarithms would have another gradient than the logarithm of their mean.
         """
         hyper = self.model.hyper
         errors: list[Tensor] = []

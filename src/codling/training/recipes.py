@@ -29,7 +29,8 @@ class RunConfig:
 
     data, validation: pictures, as `shards` reads them: a directory, or tar shards by path or URL. validation may be
         empty: then nothing is validated. keep: where decoded pictures wait, "device", "memory", "auto" (on the device
-        if they fit), or "stream": read from shards again and again, `window` of them at a time while the next wait in memory.
+        if they fit), or "stream": read from shards again and again, `window` of them at a time while the next
+        are read.
     crop: side of the training squares in pixels. scales: how much they are enlarged, least and most. batch: squares a
     step. steps: length of the run.
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
