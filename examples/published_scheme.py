@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from codling.evaluation.swd import swd
 from PIL import Image
 
 import codling
@@ -32,6 +31,7 @@ from codling.evaluation.metrics import psnr
 from codling.pictures import from_image_array
 from codling.rcc import pfr
 from codling.rcc.spectral import from_spectrum, to_spectrum
+from codling.swd import swd
 
 # The published spacing, a step every 20 thousandths of noise, in 1024ths.
 TIMES = (995, *(round(1.024 * k) for k in range(949, 300, -20)))

@@ -169,7 +169,9 @@ def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
     assert {"noise", "hyper.quantisers.0.0.embedding", "hyper.heads.0.weight"} <= first_stage
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [2, 3, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, lost: int) -> None:
+    """The step that was lost is of the first stage, of the second, or of the adversary."""
     config = tiny_run(
         pictures,
         steps=6,
@@ -181,20 +183,55 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
     whole = train(config, tmp_path / "whole", device=CPU, report=lambda _: None)
     stopped = False
 
-    def stop_at_3(line: str) -> None:
+    def stop(line: str) -> None:
         nonlocal stopped
-        if line.startswith("step 3") and not stopped:
+        if line.startswith(f"step {lost}") and not stopped:
             stopped = True
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(replace(config, checkpoint_every=1, log_every=3), tmp_path / "parts", device=CPU, report=stop_at_3)
+        train(replace(config, checkpoint_every=1, log_every=1), tmp_path / "parts", device=CPU, report=stop)
     resumed = train(config, tmp_path / "parts", device=CPU, report=lambda _: None)
     assert stopped and resumed.step == whole.step == 6
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.average.values.items():
+        assert torch.equal(value, resumed.average.values[name]), name
+    assert torch.equal(whole.errors, resumed.errors)
     for a, b in zip(whole.discriminator.parameters(), resumed.discriminator.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> None:
+    """Two processes train what one does: of all terms and gradients the mean over halves is that of the batch.
+
+    The halves differ in error, as the first is of smooth pictures, so a mean of logarithms would not do.
+    """
+    smooth, rough = (torch.cat([image(48, 48, seed=seed) for seed in seeds]) for seeds in ((0, 1), (2, 3)))
+    halves = smooth, (rough * 3).clamp(-1, 1)
+
+    def of(batch: torch.Tensor, errors: list[torch.Tensor] | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Terms and gradients, and in `errors` what the process told the others, or what all told it."""
+        run = OscarRun(tiny_run(pictures, restore_from=6), CPU)
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        told: list[torch.Tensor] = []
+
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            told.append(rows)
+            return rows if errors is None else torch.cat(errors)
+
+        run.engine.gather = gather  # type: ignore[method-assign]
+        loss, terms = run.loss(batch)
+        loss.backward()
+        gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+        return torch.stack([terms["alignment"], terms["commitment"]]).detach(), [*gradients, *told]
+
+    errors = [of(half)[1][-1] for half in halves]
+    assert not torch.allclose(*errors, rtol=0.5)
+    whole, parts = of(torch.cat(halves)), [of(half, errors) for half in halves]
+    assert torch.allclose((parts[0][0] + parts[1][0]) / 2, whole[0], rtol=1e-4)
+    for a, b, both in zip(parts[0][1], parts[1][1], whole[1], strict=True):
+        assert torch.allclose((a + b) / 2, both, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("reaches", [True, False])
@@ -231,8 +268,14 @@ def test_bad_settings_are_named(pictures: Path) -> None:
         OscarConfig(grain=2.0)
     with pytest.raises(ConfigError, match="level_shares"):
         tiny_run(pictures, level_shares=(1.0,))
+    with pytest.raises(ConfigError, match="not all 0"):
+        tiny_run(pictures, level_shares=(0.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="jump_share must be between 0 and 1, got 2"):
+        tiny_run(pictures, jump_share=2.0)
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
+    with pytest.raises(ConfigError, match="no picture of at least 16 px"):
+        OscarRun(tiny_run(pictures), CPU).prepare(lambda: [np.zeros((64, 15, 3), np.uint8)])
     with pytest.raises(ConfigError, match="not a denoiser like"):
         OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare(lambda: [np.zeros((64, 64, 3), np.uint8)])
 

@@ -62,6 +62,8 @@ def test_a_missing_shard_is_counted_and_the_others_are_used(server: str) -> None
     assert (len(data.pictures), data.broken) == (6, 1)
     with pytest.raises(ConfigError, match=r"2 of 2 entries.*FileNotFoundError"):
         load_pictures(f"{server}/train-{{7..8}}.tar", crop=64)
+    with pytest.raises(ConfigError, match=r"no picture of at least 50 px.*cannot be read: .*train-7.tar.*lower crop"):
+        load_pictures(f"{server}/train-7.tar", crop=64)
 
 
 def test_a_connection_that_breaks_is_taken_up_again(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +76,8 @@ def test_a_connection_that_breaks_is_taken_up_again(pictures: Path, monkeypatch:
         return io.BytesIO(whole[: cuts[len(tried) - 1]])
 
     monkeypatch.setattr(shards, "open_shard", breaking)
-    monkeypatch.setattr(shards, "PAUSE", 0.0)
+    pauses: list[float] = []
+    monkeypatch.setattr(shards.time, "sleep", pauses.append)
     near = list(entries(str(pictures / "train-0.tar").replace(".tar", "-{0..0}.tar")))
     assert [bool(entry.data) for entry in near][-1] is False  # a file on disk is not tried again
     assert len(tried) == 1
@@ -82,9 +85,11 @@ def test_a_connection_that_breaks_is_taken_up_again(pictures: Path, monkeypatch:
     far = list(entries("http://host/train-0.tar"))
     assert [entry.name[-6:] for entry in far] == [f"0{i}.png" for i in range(6)]
     assert len(tried) == 3
+    assert pauses == [shards.PAUSE, 2 * shards.PAUSE]
     tried.clear()
     cuts[2] = 530
     assert not list(entries("http://host/train-0.tar"))[-1].data
+    assert len(pauses) == 4  # none after the last try
 
 
 @pytest.mark.parametrize(

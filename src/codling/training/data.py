@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,11 @@ def load_pictures(
             break
     damage.check()
     if not pictures:
-        raise ConfigError(f"training data: no picture of at least {int(crop / scales[1])} px in {data}")
+        unread = f" (cannot be read: {', '.join(damage.names[:3])})" if damage.names else ""
+        raise ConfigError(
+            f"training data: no picture of at least {ceil(crop / scales[1])} px a side in {data}{unread}. Name others "
+            "in data, or lower crop"
+        )
     return PictureSet(pictures, len(damage.names))
 
 

@@ -76,7 +76,9 @@ class OscarRun(Run[OscarTraining]):
         for picture in pictures():
             height, width = (side // grid * grid for side in picture.shape[:2])
             if height and width:
-                images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None].to(self.device))
+                images.append(torch.from_numpy(to_image_array(picture[:height, :width]))[None])
+        if not images:
+            raise ConfigError(f"training: no picture of at least {grid} px a side to begin from; add larger ones")
         self.model.hyper.fit_shortcuts(images)
         denoiser = self.model.denoiser
         if self.config.prior:
@@ -107,7 +109,8 @@ class OscarRun(Run[OscarTraining]):
         """Stage 1: all levels' coarse images against the image.
 
         Each level's loss counts in units of its own error, commitment as well: in units of pixels it would be too weak
-        beside the logarithm, and features would outgrow their codewords.
+        beside the logarithm, and features would outgrow their codewords. The error is that of the whole batch, as
+        a mean of processes' own logarithms would have another gradient than the logarithm of their mean.
         """
         hyper = self.model.hyper
         errors: list[Tensor] = []
@@ -119,11 +122,13 @@ class OscarRun(Run[OscarTraining]):
                 codewords = coded.codewords[chosen.depth - 1]
                 errors.append(F.mse_loss(hyper.coarse(codewords, level), image))
                 a_sample = coded.commitments[chosen.depth - 1] * codewords.shape[1] / SAMPLES
-                commitments.append(a_sample / errors[-1].detach())
+                commitments.append(a_sample)
         found = torch.stack(errors)
         everywhere = self.engine.gather(found.detach()[None]).mean(0)
         self.errors.lerp_(everywhere, 1 - min(ERROR_DECAY, (1 + self.step) / (10 + self.step)))
-        return {"alignment": found.log().mean(), "commitment": torch.stack(commitments).mean()}
+        # In one process `found / everywhere` is 1, and its gradient that of the logarithm.
+        alignment = everywhere.log() + found / everywhere - 1
+        return {"alignment": alignment.mean(), "commitment": (torch.stack(commitments) / everywhere).mean()}
 
     def _restoration(self, image: Tensor) -> dict[str, Tensor]:
         """Stage 2: restoration in one step, of tokens at one level a sample, or of a state that needs no tokens."""

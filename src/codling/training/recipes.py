@@ -29,7 +29,8 @@ class RunConfig:
 
     data, validation: pictures, as `shards` reads them: a directory, or tar shards by path or URL. validation may be
         empty: then nothing is validated. keep: where decoded pictures wait, "device", "memory", "auto" (on the device
-        if they fit), or "stream": read from shards again and again, `window` of them in memory at a time.
+        if they fit), or "stream": read from shards again and again, `window` of them at a time while the next
+        are read.
     crop: side of the training squares in pixels. scales: how much they are enlarged, least and most. batch: squares a
     step. steps: length of the run.
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
@@ -67,8 +68,8 @@ class RunConfig:
             raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
         if self.keep not in KEEP:
             raise ConfigError(f"training: keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
-        for name in ("batch", "window", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
+        for name in ("crop", "batch", "steps", "window", "warmup", "log_every", "checkpoint_every", "validate_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"training: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.scales[0] <= self.scales[1]:
             raise ConfigError(f"training: scales must be two ascending numbers above 0, got {self.scales}")
@@ -173,6 +174,10 @@ class OscarTraining(RunConfig):
                 f"training: level_shares needs one number for each of {len(self.model.hyper.levels)} rate levels, or "
                 f"none, got {self.level_shares}"
             )
+        if self.level_shares and not (min(self.level_shares) >= 0 and sum(self.level_shares) > 0):
+            raise ConfigError(f"training: level_shares must be 0 or more and not all 0, got {self.level_shares}")
+        if not 0 <= self.jump_share <= 1:
+            raise ConfigError(f"training: jump_share must be between 0 and 1, got {self.jump_share}")
 
 
 def check_crop(crop: int, grid: int) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 from codling.errors import ConfigError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
-# How often a shard behind a URL is tried, and by how many seconds the pause before each further try grows.
+# How often a shard behind a URL is tried; the pause before the next try is so many seconds times those that failed.
 TRIES, PAUSE = 3, 2.0
 BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -84,7 +84,7 @@ def shard_entries(shard: str) -> Iterator[Entry]:
     A connection that breaks is tried again, and goes on behind what was read already.
     """
     done = 0
-    for attempt in range(TRIES):
+    for attempt in range(1, TRIES + 1):
         try:
             for entry in islice(_members(shard), done, None):
                 yield entry
@@ -94,7 +94,7 @@ def shard_entries(shard: str) -> Iterator[Entry]:
             raise
         except Exception as error:  # stores behind URLs raise the errors of their own clients
             failure = error
-        if "://" not in shard or isinstance(failure, FileNotFoundError):
+        if "://" not in shard or isinstance(failure, FileNotFoundError) or attempt == TRIES:
             break
         time.sleep(attempt * PAUSE)
     yield Entry(f"{shard} ({type(failure).__name__})", b"")
