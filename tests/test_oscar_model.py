@@ -275,9 +275,13 @@ def test_bad_settings_are_named(pictures: Path) -> None:
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="no picture of at least 16 px"):
-        OscarRun(tiny_run(pictures), CPU).prepare(lambda: [np.zeros((64, 15, 3), np.uint8)])
+        OscarRun(tiny_run(pictures, restore_from=1), CPU).prepare(lambda: [np.zeros((64, 15, 3), np.uint8)])
+    with pytest.raises(ConfigError, match="goes on from trained tokens"):
+        OscarRun(tiny_run(pictures), CPU).prepare(lambda: [np.zeros((64, 64, 3), np.uint8)])
     with pytest.raises(ConfigError, match="not a denoiser like"):
-        OscarRun(tiny_run(pictures, prior="diffc-xs"), CPU).prepare(lambda: [np.zeros((64, 64, 3), np.uint8)])
+        OscarRun(tiny_run(pictures, prior="diffc-xs", restore_from=1), CPU).prepare(
+            lambda: [np.zeros((64, 64, 3), np.uint8)]
+        )
 
 
 def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path, tmp_path: Path) -> None:

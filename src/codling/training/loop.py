@@ -166,18 +166,21 @@ def spectrum_pictures(config: RunConfig, pictures: list[np.ndarray]) -> list[np.
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGTERM came."""
+    """A function that tells whether SIGTERM or Ctrl-C came; a second one stops at once."""
     came = False
 
-    def remember(*_: object) -> None:
+    def remember(number: int, _: object) -> None:
         nonlocal came
         came = True
+        signal.signal(number, previous[number])
 
-    previous = signal.signal(signal.SIGTERM, remember)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, remember) for number in signals}
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

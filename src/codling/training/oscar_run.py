@@ -72,6 +72,11 @@ class OscarRun(Run[OscarTraining]):
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Start from the pictures' principal components, and the prior's denoiser or else the pictures' spectrum."""
+        if not self.config.restore_from:
+            raise ConfigError(
+                "training: restore_from=0 goes on from trained tokens, and there are none in this directory; train "
+                "`oscar-s`, which has both stages, or set restore_from"
+            )
         images, grid = [], self.config.model.grid
         for picture in pictures():
             height, width = (side // grid * grid for side in picture.shape[:2])
