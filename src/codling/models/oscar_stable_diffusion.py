@@ -15,45 +15,7 @@ from torch import Tensor, nn
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
 from codling.models.rate_levels import RateLevel, Tokens
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Settings of `diffusers`' UNet2DConditionModel that Stable Diffusions differ in; defaults are those of 2.1."""
-
-    sample_size: int = 96
-    in_channels: int = 4
-    out_channels: int = 4
-    layers_per_block: int = 2
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    cross_attention_dim: int = 1024
-    attention_head_dim: tuple[int, ...] = (5, 10, 20, 20)
-    use_linear_projection: bool = True
-    upcast_attention: bool = True
-    norm_num_groups: int = 32
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """The same of `diffusers`' AutoencoderKL."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int = 768
-    scaling_factor: float = 0.18215
-
-    @property
-    def stride(self) -> int:
-        """Pixels a latent pixel spans."""
-        return 2 ** (len(self.block_out_channels) - 1)
+from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, UNetConfig, diffusers_classes
 
 
 @dataclass(frozen=True)
@@ -86,9 +48,8 @@ class OscarStableDiffusionConfig:
         return self.autoencoder.stride * max(unet, *(level.hyper_encoder.stride for level in self.levels))
 
     def signal_shares(self) -> Tensor:
-        """The schedule's alpha-bar, (train_timesteps,), float32 as published."""
-        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_timesteps, device="cpu") ** 2
-        return (1 - betas).cumprod(0)
+        """The schedule's alpha-bar, (train_timesteps,)."""
+        return NoiseSchedule(self.beta_start, self.beta_end, self.train_timesteps).signal_shares()
 
 
 class OscarStableDiffusion(nn.Module):
@@ -198,15 +159,3 @@ class Constant(nn.Module):
 def channel_norms(latent: Tensor) -> Tensor:
     """(B, C, H, W) -> Euclidean norms over space, (B, C)."""
     return latent.flatten(2).norm(dim=-1)
-
-
-def diffusers_classes() -> tuple[Any, Any]:
-    """UNet2DConditionModel and AutoencoderKL. Raises ModelError where `diffusers` is not installed."""
-    try:
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-    except ImportError as error:
-        raise ModelError(
-            "this model is made of Stable Diffusion's parts, which need the package `diffusers`: "
-            "pip install 'codling[diffusers]'"
-        ) from error
-    return UNet2DConditionModel, AutoencoderKL

