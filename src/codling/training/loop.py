@@ -174,8 +174,9 @@ def termination() -> Iterator[Callable[[], bool]]:
         came = True
         signal.signal(number, previous[number])
 
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, remember) for number in signals}
+    previous: dict[int, Any] = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, remember)
     try:
         yield lambda: came
     finally:

@@ -248,8 +248,8 @@ OSCAR_TOKENS = OscarTraining(
     average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=12, steps=4000, restore_from=0, learning_rate=8e-4, average=0.997, jump_share=0.25,
-    adversarial_from=2000, weights={**oscar_weights(), "gradient": 0.1, "adversarial": 0.1},
+    OSCAR_TOKENS, batch=12, steps=2450, restore_from=0, learning_rate=8e-4, decay_share=0.68, average=0.995,
+    jump_share=0.34, adversarial_from=1000, weights={**oscar_weights(), "adversarial": 0.5},
 )  # fmt: skip
 
 RECIPES: dict[str, RunConfig] = {
