@@ -80,3 +80,18 @@ def test_the_default_model_and_the_model_a_file_names(photos: list[Path]) -> Non
     data = codling.encode(picture)
     assert codling.info(data).model == "cod-xs"
     assert codling.decode(data).size == (50, 33)
+
+
+def test_levels_of_oscar_s_rise_in_bytes_and_quality(photos: list[Path]) -> None:
+    original, sizes, scores = Image.open(photos[0]).convert("RGB"), [], []
+    for level in (1, 3, 5, 7):
+        data = codling.encode(original, level=level)
+        assert codling.info(data).model == "oscar-s"
+        sizes.append(len(data))
+        scores.append(psnr(np.asarray(original), np.asarray(codling.decode(data))))
+    assert sizes == sorted(sizes)
+    assert scores == sorted(scores)
+    assert sizes[0] < 420
+    assert scores[0] > 19
+    within = codling.encode(original, model="oscar-s", max_bytes=sizes[2])
+    assert len(within) == sizes[2]
