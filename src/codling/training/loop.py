@@ -175,8 +175,8 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(number, previous[number])
 
     previous: dict[int, Any] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, remember)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        previous[asked] = signal.signal(asked, remember)
     try:
         yield lambda: came
     finally:
