@@ -228,8 +228,8 @@ def test_an_exported_run_codes_pictures(pictures: Path, tmp_path: Path, precisio
 def test_recipes_survive_a_round_trip_and_take_overrides(name: str) -> None:
     recipe = RECIPES[name]
     assert from_dict(type(recipe), to_dict(recipe)) == recipe
-    changed = override(recipe, ["steps=7", "batch=3"])
-    assert (changed.steps, changed.batch) == (7, 3)
+    changed = override(recipe, ["batch=7", "weight_decay=0.5"])
+    assert (changed.batch, changed.weight_decay) == (7, 0.5)
     with pytest.raises(ConfigError, match="multiple"):
         override(recipe, ["crop=100"])
     with pytest.raises(ConfigError, match="did you mean"):
