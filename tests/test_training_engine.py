@@ -52,7 +52,11 @@ def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) ->
     train(shared_weights(pictures), two / "weights", device=CPU, report=silent, max_minutes=0)
     arguments = [sys.executable, "-m", "tests.distributed", str(pictures), str(two)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root)
+    if "Connection reset by peer" in done.stderr:
+        # Seen once in nine runs: gloo lost a process. The run then goes on from its checkpoint, as a user's would.
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stdout
     for name, run in alone.items():
