@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from codling.bitstream.indices import IndexModel
 from codling.codecs.oscar import OscarCodec
 from codling.models.rate_levels import RateLevel, Tokens
-from codling.training.index_tables import fit_index_model
+from codling.bitstream.index_tables import fit_index_model
 
 
 class Squares:

@@ -16,7 +16,7 @@ from codling.codecs.cod import CoDCodec
 from codling.codecs.oscar import GAIN_STEP, OscarCodec
 from codling.errors import ConfigError, RateError
 from codling.models.rate_levels import OscarModel, RateLevel, Tokens
-from codling.training.index_tables import fit_index_model
+from codling.bitstream.index_tables import fit_index_model
 from tests.conftest import noise_picture
 from tests.oscar_stand_in import Squares, index_tables, squares_codec
 from tests.test_cli import run

@@ -19,7 +19,7 @@ from codling.training.cod_run import CoDRun
 from codling.training.data import batch_indices, load_pictures, training_batch
 from codling.training.denoiser_run import DenoiserRun
 from codling.training.export import export_run
-from codling.training.index_tables import fit_index_model
+from codling.bitstream.index_tables import fit_index_model
 from codling.training.log import LOG
 from codling.training.loop import CHECKPOINT, train
 from codling.training.recipes import RECIPES, DenoiserTraining

@@ -7,7 +7,7 @@ from codling.bitstream.bits import pack_bits, unpack_bits
 from codling.bitstream.entropy import Decoder, Encoder, TableSet, fit_weights, frequencies
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
 from codling.errors import FormatError
-from codling.training.index_tables import fit_index_model
+from codling.bitstream.index_tables import fit_index_model
 
 
 def documented_decoder(data: bytes, rows: list[np.ndarray]) -> list[int]:

@@ -1,7 +1,7 @@
 """`codling calibrate`: fit the tables that DiffC plans with, or that OSCAR codes its indices with."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,14 +78,21 @@ def command(
     print(f"{output}: model {model_id(read_config(output)):06x}, calibrated on {len(paths)} pictures")
 
 
-def _images(paths: list[Path], what: str) -> "Iterator[Tensor]":
-    import torch
-    from rich.progress import track
+@dataclass(frozen=True)
+class Pictures:
+    """Images (1, 3, H, W) in [-1, 1], read anew each time they are gone through. what: that is done with them."""
 
-    from codling.pictures import load_picture, to_image_array
+    paths: list[Path]
+    what: str
 
-    for path in track(paths, what, transient=True):
-        yield torch.from_numpy(to_image_array(load_picture(path).rgb))[None]
+    def __iter__(self) -> "Iterator[Tensor]":
+        import torch
+        from rich.progress import track
+
+        from codling.pictures import load_picture, to_image_array
+
+        for path in track(self.paths, self.what, transient=True):
+            yield torch.from_numpy(to_image_array(load_picture(path).rgb))[None]
 
 
 def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[str]) -> "Parts":
@@ -97,7 +104,7 @@ def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[st
     backbone = backbone_of(parts, name=name)
     tables = {}
     for conditional in (True, False) if backbone.conditional else (False,):
-        images = _images(paths, "with condition" if conditional else "without condition")
+        images = Pictures(paths, "with condition" if conditional else "without condition")
         tables[conditional] = calibrate(backbone, images, conditional=conditional)
     return replace(parts, error_tables=tables, diffc=override(parts.diffc or DiffCConfig(), settings))
 
@@ -109,14 +116,14 @@ def _oscar_parts(parts: "Parts", name: str, paths: list[Path], plot: Path | None
 
     from codling.codecs.pseudo_times import measure
     from codling.models.rate_levels import LatentModel
-    from codling.training.index_tables import fit_index_model
+    from codling.bitstream.index_tables import fit_index_model
     from codling.weights.registry import oscar_model
 
     model = oscar_model(parts.model)
     if not isinstance(model, LatentModel):
         raise CodlingError(f"model {name} does not show its latents, so its times cannot be measured")
     levels = model.levels
-    measured = measure(model, _images(paths, "levels"))
+    measured = measure(model, Pictures(paths, "levels"))
     table = Table("level", "stride", "codebook", "cosine", "time", "the model's own", box=None)
     for entry, found in zip(levels, measured.levels, strict=True):
         numbers = (f"{found.cosine:.3f}", f"{found.time:.3f}", f"{found.told:.3f}")

@@ -2,17 +2,21 @@
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.prng import gaussians
+from codling.codecs.activity_map import CELLS, CLASSES, Tables, measure
 from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START
 from codling.rcc.plan import EDGE_UNITS, LEVELS, ErrorTable, Layout, Q
 from codling.rcc.spectral import to_spectrum
+from codling.rcc.subbands import to_places
 
 # Noise levels of a table; between them it is interpolated.
 TABLE_LEVELS = (
@@ -21,6 +25,10 @@ TABLE_LEVELS = (
 )  # fmt: skip
 # Smaller errors than this are as good as none, and keep the logarithm finite.
 FLOOR = 1e-8
+# Code of the cells whose maps errors are fitted with.
+FITTED = 2
+# Coefficients of a class from which on it counts in full for the law of its band, and that the law counts for.
+TRUST, DRAWN = 1000.0, 50.0
 
 
 def radial_edges() -> np.ndarray:
@@ -32,39 +40,92 @@ def radial_edges() -> np.ndarray:
 
 def calibrate(
     backbone: Backbone, images: Iterable[Tensor], *, conditional: bool, levels: Sequence[int] = TABLE_LEVELS
-) -> ErrorTable:
-    """The error table from images (1, 3, H, W) in [-1, 1]: mean squared errors of estimates.
+) -> Tables:
+    """The tables from images (1, 3, H, W) in [-1, 1], gone through twice: mean squared errors of estimates.
 
     conditional: whether the model is given its condition.
 
     Bands that none of the images has (very low frequencies, of small ones) take the value of the next that was seen.
     """
-    edges = radial_edges()
-    total = np.zeros((len(levels), backbone.channels, len(edges)))
-    count = np.zeros(len(edges))
+    edges, channels = radial_edges(), backbone.channels
+    power = Sums(channels, len(edges))
+    for image in images:
+        state = _state(backbone, image)
+        layout = Layout.make(edges, *state.shape[-2:])
+        power.add(np.square(to_spectrum(state[0].numpy())), layout)
+    prior = power.mean()
+    whole = [Sums(channels, len(edges)) for _ in levels]
+    local = [Sums(channels, len(edges) * CLASSES) for _ in levels]
+    maps: list[np.ndarray] = []
     for number, image in enumerate(images):
-        padded = F.pad(
-            image, (0, -image.shape[-1] % backbone.grid, 0, -image.shape[-2] % backbone.grid), mode="replicate"
-        )
-        with torch.inference_mode():
-            state = backbone.to_state(padded.to(backbone.device)).float().cpu()
-            condition = backbone.condition(image) if conditional else b""
-            velocity = backbone.velocity(condition, height=padded.shape[-2], width=padded.shape[-1])
-            layout = Layout.make(edges, *state.shape[-2:])
-            count += layout.counts
-            for place, level in enumerate(levels):
-                s = level / LEVELS
-                noise = gaussians(state.numel(), seed=zlib.crc32(b"calibration"), stream=number, chunk=level)
-                x = (1 - s) * state + s * torch.from_numpy(noise).view(state.shape)
+        state = _state(backbone, image)
+        condition = backbone.condition(image) if conditional else b""
+        shape = state.shape[-2] * backbone.stride, state.shape[-1] * backbone.stride
+        velocity = backbone.velocity(condition, height=shape[0], width=shape[1])
+        layout = Layout.make(edges, *state.shape[-2:])
+        expected = layout.spread(prior).reshape(state.shape[1:])
+        found = [measure(state[0].numpy(), expected, code, backbone.stride) for code in range(1, len(CELLS))]
+        maps += [one.classes for one in found]
+        places = Layout.local(edges, *state.shape[-2:], classes=CLASSES, activity=found[FITTED - 1].classes)
+        for level, sums, local_sums in zip(levels, whole, local, strict=True):
+            s = level / LEVELS
+            noise = gaussians(state.numel(), seed=zlib.crc32(b"calibration"), stream=number, chunk=level)
+            x = (1 - s) * state + s * torch.from_numpy(noise).view(state.shape)
+            with torch.inference_mode():
                 v = velocity(x.to(backbone.device), torch.tensor([1 - s], device=backbone.device)).float().cpu()
-                error = np.square(to_spectrum((x + s * v - state)[0].numpy())).reshape(backbone.channels, -1)
-                # One zero more, for bands that would begin past the end.
-                sorted_error = np.concatenate([error[:, layout.order], np.zeros((len(error), 1))], 1)
-                sums = np.add.reduceat(sorted_error, layout.first[:-1], axis=1)
-                # reduceat gives the next entry where a band is empty.
-                total[place] += np.where(layout.counts > 0, sums, 0)
-    seen = np.flatnonzero(count)
-    mean = total[:, :, seen] / count[seen] + FLOOR
-    nearest = seen.searchsorted(np.arange(len(edges))).clip(max=len(seen) - 1)
-    log_error = np.rint(Q * np.log2(mean))[:, :, nearest].astype(np.int16)
-    return ErrorTable(np.array(levels, np.int32), edges, log_error)
+            error = to_spectrum((x + s * v - state)[0].numpy())
+            sums.add(np.square(error), layout)
+            local_sums.add(np.square(to_places(error)), places)
+    table = ErrorTable(np.array(levels, np.int32), edges, _log(np.stack([sums.mean() for sums in whole])))
+    by_class = np.stack([sums.by_class(CLASSES) for sums in local])
+    return Tables(table, replace(table, log_error=_log(by_class), classes=CLASSES), fit_index_model(maps, CLASSES))
+
+
+class Sums:
+    """Sums of squares and counts, by component and band."""
+
+    def __init__(self, channels: int, bands: int):
+        self.total, self.count = np.zeros((channels, bands)), np.zeros(bands)
+
+    def add(self, squares: np.ndarray, layout: Layout) -> None:
+        """Squares (C, H, W) of the coefficients of a layout."""
+        self.count += layout.counts
+        for component, values in enumerate(squares.reshape(len(squares), -1)):
+            self.total[component] += np.bincount(layout.bands, values, minlength=len(self.count))
+
+    def mean(self) -> np.ndarray:
+        """(C, K); bands that were never seen have the value of the next that was."""
+        seen = np.flatnonzero(self.count)
+        nearest = seen.searchsorted(np.arange(len(self.count))).clip(max=len(seen) - 1)
+        out: np.ndarray = (self.total[:, seen] / self.count[seen])[:, nearest] + FLOOR
+        return out
+
+    def by_class(self, classes: int) -> np.ndarray:
+        """(C, K M): means by frequency band and class, drawn towards a power law of the class where little was seen."""
+        channels = len(self.total)
+        total, count = self.total.reshape(channels, -1, classes), self.count.reshape(-1, classes)
+        seen = np.flatnonzero(count.sum(1))
+        nearest = seen[seen.searchsorted(np.arange(len(count))).clip(max=len(seen) - 1)]
+        octaves = np.arange(classes)
+        out = np.empty_like(total)
+        for component, band in np.ndindex(channels, len(count)):
+            sums, weight = total[component, nearest[band]], count[nearest[band]]
+            logs = np.log2(sums / np.maximum(weight, 1) + FLOOR)
+            trust = np.minimum(weight, TRUST)
+            middle, height = np.average(octaves, weights=trust), np.average(logs, weights=trust)
+            spread = (trust * (octaves - middle) ** 2).sum() + trust.sum() * 0.1
+            slope = (trust * (octaves - middle) * (logs - height)).sum() / spread
+            law = 2.0 ** (height + slope * (octaves - middle))
+            out[component, band] = (sums + DRAWN * law) / (weight + DRAWN)
+        return out.reshape(channels, -1) + FLOOR
+
+
+def _state(backbone: Backbone, image: Tensor) -> Tensor:
+    padded = F.pad(image, (0, -image.shape[-1] % backbone.grid, 0, -image.shape[-2] % backbone.grid), mode="replicate")
+    with torch.inference_mode():
+        return backbone.to_state(padded.to(backbone.device)).float().cpu()
+
+
+def _log(mean: np.ndarray) -> np.ndarray:
+    out: np.ndarray = np.rint(Q * np.log2(mean)).astype(np.int16)
+    return out

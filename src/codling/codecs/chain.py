@@ -11,7 +11,6 @@ from codling.codecs.diffc_stream import THRESHOLD_UNIT, DiffCConfig
 from codling.diffusion.guidance import VelocityFunction
 from codling.diffusion.posterior import Posterior, flow_scale, posterior
 from codling.rcc.plan import LEVELS, Band, ErrorTable, Layout, log_gains, plan_step, scaled, worth_coding
-from codling.rcc.spectral import from_spectrum, to_spectrum
 
 START = LEVELS - 1
 # Chunk of the Gaussians that stand for what waiting bands do not say yet: no message has so many groups.
@@ -20,11 +19,11 @@ TAIL = 0xFFFFFFFD
 
 @dataclass
 class Chain:
-    """The state that encoder and decoder walk together, in the variance-preserving form and the spectral domain.
+    """The state that encoder and decoder walk together, in the variance-preserving form and as coefficients.
 
     velocity: of the flow, on states (1, C, h, w) as the backbone has them. table: expected errors of its estimates.
-    layout: the coefficients of a component in radial bands. settings: the stream's own. state: (C, h, w) float32,
-    spectral; each band at a noise level of its own. known: (C, K), those levels, in 1024ths. level: the noise level of
+    layout: the coefficients of a component in bands. settings: the stream's own. state: (C, h, w) float32,
+    coefficients; each band at a noise level of its own. known: (C, K), those levels, in 1024ths. level: the noise level of
     the step, at which estimates are made; `known` is nowhere below it. step: how many were walked. _estimate: that of
     this level, once it was asked for. _last: the one before, or 0.
     """
@@ -42,22 +41,27 @@ class Chain:
 
     @classmethod
     def begin(
-        cls, velocity: VelocityFunction, table: ErrorTable, settings: DiffCConfig, shape: tuple[int, int, int]
+        cls,
+        velocity: VelocityFunction,
+        table: ErrorTable,
+        settings: DiffCConfig,
+        layout: Layout,
+        shape: tuple[int, int, int],
     ) -> "Chain":
         """Pure noise of a state's shape (C, h, w)."""
         noise = gaussians(shape[0] * shape[1] * shape[2]).reshape(shape)
         known = np.full(table.log_error.shape[1:], START)
-        return cls(velocity, table, Layout.make(table.edges, *shape[1:]), settings, noise, known)
+        return cls(velocity, table, layout, settings, noise, known)
 
     @property
     def estimate(self) -> np.ndarray:
-        """The denoiser's estimate of the picture's state, (C, h, w), spectral. One network evaluation a step."""
+        """The denoiser's estimate of the picture's state, (C, h, w), as coefficients. One network evaluation a step."""
         if self._estimate is None:
             noise = self.level / LEVELS
             x = self.flow_state(grain=self.settings.grain, empty=self.settings.empty)
             with torch.inference_mode():
                 v = self.velocity(x, torch.tensor([1 - noise], device=x.device))
-                self._estimate = to_spectrum((x + noise * v)[0].float().cpu().numpy())
+                self._estimate = self.layout.coefficients((x + noise * v)[0].float().cpu().numpy())
         return self._estimate
 
     def flow_state(self, *, grain: float, empty: bool) -> Tensor:
@@ -76,7 +80,7 @@ class Chain:
                 state = state + np.float32(grain) * np.sqrt(q.variance) * z
         if empty:
             state = state * self.layout.spread(self.known != START).reshape(state.shape)
-        return torch.from_numpy(from_spectrum(state) * np.float32(flow_scale(self.level / LEVELS)))[None]
+        return torch.from_numpy(self.layout.image(state) * np.float32(flow_scale(self.level / LEVELS)))[None]
 
     def ratios(self, following: int, scale: int) -> np.ndarray:
         """log2 of g^2 E / sigma^2 in Q8, (C, K), of the step to `following`.
@@ -96,7 +100,7 @@ class Chain:
         return worth_coding(ratios, self.layout, self._threshold)
 
     def target(self, source: np.ndarray, following: int) -> np.ndarray:
-        """What the encoder has to say of the source (C, h, w), spectral: g (x - x_hat) / sigma, flat."""
+        """What the encoder has to say of the source (C, h, w), coefficients: g (x - x_hat) / sigma, flat."""
         q = self._posterior(following)
         out: np.ndarray = (q.gain * (source - self.estimate) / np.sqrt(q.variance)).ravel()
         return out

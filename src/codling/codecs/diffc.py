@@ -17,6 +17,7 @@ from torch import Tensor
 
 from codling.bitstream.bits import BitReader, OutOfBitsError
 from codling.bitstream.container import CodecId, Reader
+from codling.codecs.activity_map import ActivityMap, Tables, read_map
 from codling.codecs.backbones import Backbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.chain import Chain
@@ -34,8 +35,7 @@ from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
-from codling.rcc.plan import LEVELS, ErrorTable
-from codling.rcc.spectral import from_spectrum
+from codling.rcc.plan import LEVELS, Layout
 from codling.rcc.trellis import Search
 
 
@@ -48,7 +48,7 @@ class DiffCCodec:
     codec_id = CodecId.DIFFC
 
     def __init__(
-        self, backbone: Backbone, config: DiffCConfig, tables: Mapping[bool, ErrorTable], *, name: str, model_id: int,
+        self, backbone: Backbone, config: DiffCConfig, tables: Mapping[bool, Tables], *, name: str, model_id: int,
         search: Search | None = None,
     ):  # fmt: skip
         self.backbone, self.config, self.tables, self.search = backbone, config, tables, search
@@ -85,10 +85,15 @@ class DiffCCodec:
         condition, message = self._split(payload)
         reader, before = BitReader(message), len(payload) - len(message)
         chain = self.start(condition, height=height, width=width, settings=self.config)
-        yield chain, before
         try:
             final, settings = read_settings(reader, self.config)
-            chain.settings = settings
+            found = read_map(reader, self.tables_for(condition), *chain.state.shape[1:], self.backbone.stride)
+        except OutOfBitsError:
+            yield chain, before
+            return
+        chain = self.start(condition, height=height, width=width, settings=settings, activity=found)
+        yield chain, before
+        try:
             scale = 0
             for following in settings.levels(final):
                 scale = read_scale(reader, scale)
@@ -115,7 +120,7 @@ class DiffCCodec:
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
         if steps == 1 and options.score_scale == 1.0:
-            state = torch.from_numpy(from_spectrum(chain.estimate))[None]
+            state = torch.from_numpy(chain.layout.image(chain.estimate))[None]
         else:
             grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
             velocity = score_scaled(chain.velocity, options.score_scale)
@@ -126,15 +131,25 @@ class DiffCCodec:
             image = self.backbone.to_image(state.to(self.backbone.device)).float().cpu()
         return image[..., :height, :width]
 
-    def start(self, condition: bytes, *, height: int, width: int, settings: DiffCConfig) -> Chain:
+    def start(
+        self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None
+    ) -> Chain:
         """Pure noise of a picture's padded size, and the velocity under a condition."""
+        tables = self.tables_for(condition)
         tall, wide = (-(-side // self.backbone.grid) * self.backbone.grid for side in (height, width))
+        shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
+        velocity = self.backbone.velocity(condition, height=tall, width=wide)
+        if activity is None:
+            return Chain.begin(velocity, tables.whole, settings, Layout.make(tables.whole.edges, *shape[1:]), shape)
+        assert tables.local is not None
+        return Chain.begin(velocity, tables.local, settings, activity.layout(tables.local, *shape[1:]), shape)
+
+    def tables_for(self, condition: bytes) -> Tables:
+        """Those of the model with a condition, or without. Raises ModelError if it was not calibrated so."""
         if bool(condition) not in self.tables:
             wanted = "with its condition" if condition else "without its condition"
             raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
-        velocity = self.backbone.velocity(condition, height=tall, width=wide)
-        shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
-        return Chain.begin(velocity, self.tables[bool(condition)], settings, shape)
+        return self.tables[bool(condition)]
 
     def _split(self, payload: bytes) -> tuple[bytes, bytes]:
         """Condition and messages."""

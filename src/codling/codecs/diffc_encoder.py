@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import varint
+from codling.codecs.activity_map import ActivityMap, Tables, USUAL_CELLS, cells_for, measure, prior_power, write_map
 from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
@@ -24,8 +25,7 @@ from codling.codecs.diffc_stream import (
 from codling.codecs.search import search_on
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.plan import Q
-from codling.rcc.spectral import from_spectrum, to_spectrum
+from codling.rcc.plan import Layout, Q
 from codling.rcc.trellis import Search
 
 # What the default settings take.
@@ -40,7 +40,11 @@ class Parent(Protocol):
     config: DiffCConfig
     search: Search | None
 
-    def start(self, condition: bytes, *, height: int, width: int, settings: DiffCConfig) -> Chain: ...
+    def start(
+        self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None
+    ) -> Chain: ...
+
+    def tables_for(self, condition: bytes) -> Tables: ...
 
 
 @dataclass
@@ -67,14 +71,28 @@ class Encoder:
         padded = F.pad(self.image, (0, -width % backbone.grid, 0, -height % backbone.grid), mode="replicate")
         with torch.inference_mode():
             state = backbone.to_state(padded.to(backbone.device)).float().cpu()
-        self.source = to_spectrum(state[0].numpy())
         condition = backbone.condition(image) if backbone.conditional else b""
         # A condition that leaves nothing of the budget for the steps is better left out.
         if max_bytes is not None and len(varint(len(condition))) + len(condition) + SETTINGS_BYTES > max_bytes:
             condition = b""
         self.head = varint(len(condition)) + condition if backbone.conditional else b""
-        chain = codec.start(condition, height=height, width=width, settings=settings)
+        self.tables = codec.tables_for(condition)
+        self.activity = self._activity(state[0].numpy(), max_bytes)
+        chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
+        self.source = chain.layout.coefficients(state[0].numpy())
         self.now = Progress(chain, 0, BitWriter())
+
+    def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
+        """The map for a budget, if the model's streams have one."""
+        if self.tables.local is None:
+            return None
+        stride = self.codec.backbone.stride
+        code = USUAL_CELLS if max_bytes is None else cells_for(max_bytes, *state.shape[1:], stride)
+        if not code:
+            return None
+        whole = self.tables.whole
+        power = prior_power(whole, Layout.make(whole.edges, *state.shape[1:]), state.shape)
+        return measure(state, power, code, stride)
 
     def to_level(self, final: int) -> bytes:
         """Until a noise level, 1 to 1022."""
@@ -88,7 +106,7 @@ class Encoder:
     def to_bytes(self, budget: int) -> bytes:
         """Until the payload has `budget` bytes exactly; fewer only if the schedule ends before."""
         empty = BitWriter()
-        write_settings(empty, 1, self.settings, self.codec.config)
+        self._write_head(empty, 1)
         smallest = len(self.head) + -(-empty.count // 8)
         if budget < smallest:
             raise RateError(
@@ -189,7 +207,7 @@ class Encoder:
     def _psnr(self) -> float:
         """Of the faithful picture, rounded to 8 bits."""
         backbone = self.codec.backbone
-        estimate = torch.from_numpy(from_spectrum(self.now.chain.estimate))[None]
+        estimate = torch.from_numpy(self.now.chain.layout.image(self.now.chain.estimate))[None]
         with torch.inference_mode():
             decoded = backbone.to_image(estimate.to(backbone.device)).float().cpu()
         height, width = self.image.shape[-2:]
@@ -198,9 +216,14 @@ class Encoder:
 
     def _payload(self, final: int) -> bytes:
         whole = BitWriter()
-        write_settings(whole, final, self.settings, self.codec.config)
+        self._write_head(whole, final)
         whole.append(self.now.writer)
         return self.head + whole.to_bytes()
+
+    def _write_head(self, writer: BitWriter, final: int) -> None:
+        """All that comes before the first step."""
+        write_settings(writer, final, self.settings, self.codec.config)
+        write_map(writer, self.activity, self.tables)
 
 
 def _to_8_bits(image: Tensor) -> Tensor:

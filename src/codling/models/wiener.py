@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from codling.models.activity import from_places, place_means, spread, to_places
 from codling.nn.spectral import from_spectrum, radius, to_spectrum
 
 # The lowest frequency that knots resolve, in cycles a pixel: one half wave over 2048 px.
@@ -52,6 +53,19 @@ class WienerFilter(nn.Module):
         height, width = x.shape[-2:]
         ratio = self.power(height, width) * ((1 - s) / s).square()
         return from_spectrum(to_spectrum(x) * (ratio >= least.view(-1, 1, 1, 1)))
+
+    def hide_places(self, x: Tensor, noise: Tensor, least: Tensor, octaves: Tensor, slope: Tensor) -> Tensor:
+        """As `hide`, by frequency and place, where the activity of cells is known.
+
+        octaves: (B, rows, columns), of cells that the picture is evenly cut into. slope: (B,), octaves by which power is
+        thought to rise with an octave of activity.
+        """
+        s = noise.view(-1, 1, 1, 1)
+        height, width = x.shape[-2:]
+        power = place_means(self.power(height, width))
+        rise = 2 ** (slope.view(-1, 1, 1, 1) * spread(octaves, height, width)[:, None])
+        keep = power * rise * ((1 - s) / s).square() >= least.view(-1, 1, 1, 1)
+        return from_spectrum(from_places(to_places(to_spectrum(x)) * keep))
 
     def power(self, height: int, width: int) -> Tensor:
         """Expected square of every coefficient, (3, H, W)."""

@@ -17,6 +17,8 @@ from math import isqrt
 import numpy as np
 
 from codling.bitstream.prng import philox, split_seed
+from codling.rcc.spectral import from_spectrum, to_spectrum
+from codling.rcc.subbands import boxes, corner, from_places, to_places
 
 LEVELS = 1024
 Q = 256
@@ -30,24 +32,28 @@ SHUFFLE = 0xFFFFFFFE
 # Bits that a message has beyond its rate, for its first groups: the register starts at zero, so that they choose among
 # few candidates only.
 START_BITS = 4
+# Classes of activity are fewer.
+MOST_CLASSES = 16
 # Most bits a group sends.
 MAX_BITS = 8
 
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """Expected squared error of a model's denoiser on spectral coefficients, by noise level and radial frequency.
+    """Expected squared error of a model's denoiser on coefficients, by noise level, radial frequency and activity.
 
     levels: (L,) ascending noise levels. edges: (K,) ascending radii in units of 1/8192 of the sampling frequency, the
-    lower bounds of the bands, the first 0. log_error: (L, C, K) integers, log2 of the error in Q8.
+    lower bounds of the frequency bands, the first 0. classes: M, of activity; 1 tells none apart. log_error: (L, C, K M)
+    integers, log2 of the error in Q8; band k M + m is frequency band k where the activity has class m.
     """
 
     levels: np.ndarray
     edges: np.ndarray
     log_error: np.ndarray
+    classes: int = 1
 
     def __post_init__(self) -> None:
-        shape = (len(self.levels), *self.log_error.shape[1:2], len(self.edges))
+        shape = (len(self.levels), *self.log_error.shape[1:2], len(self.edges) * self.classes)
         if self.log_error.shape != shape or not all(
             np.issubdtype(array.dtype, np.integer) for array in (self.levels, self.edges, self.log_error)
         ):
@@ -71,22 +77,43 @@ class ErrorTable:
 
 @dataclass(frozen=True)
 class Layout:
-    """The coefficients of one component of a picture, sorted by radial band.
+    """The coefficients of one component of a picture, sorted by band.
 
-    size: coefficients of a component. bands: (size,) the band of each. order: (size,) their flat indices by (band,
-    index). first: (K + 1,) where in `order` each band begins.
+    bands: (size,) the band of each. order: (size,) their flat indices by (band, index). first: (bands + 1,) where in
+    `order` each begins. places: whether coefficients are those of `subbands.to_places`, or the DCT's own.
     """
 
     bands: np.ndarray
     order: np.ndarray
     first: np.ndarray
+    places: bool = False
 
     @classmethod
     def make(cls, edges: np.ndarray, height: int, width: int) -> "Layout":
-        bands = frequency_bands(edges, height, width).ravel()
-        counts = np.bincount(bands, minlength=len(edges))
-        order = np.argsort(bands, kind="stable").astype(np.int32)
-        return cls(bands.astype(np.int16), order, np.concatenate([[0], np.cumsum(counts)]))
+        """Bands of frequency alone."""
+        return cls._sorted(frequency_bands(edges, height, width), len(edges), places=False)
+
+    @classmethod
+    def local(cls, edges: np.ndarray, height: int, width: int, *, classes: int, activity: np.ndarray) -> "Layout":
+        """Bands of frequency and activity. activity: (rows, columns) in [0, classes), of a grid of cells."""
+        bands = place_bands(edges, height, width) * classes + spread_activity(activity, height, width)
+        return cls._sorted(bands, len(edges) * classes, places=True)
+
+    @classmethod
+    def _sorted(cls, bands: np.ndarray, count: int, *, places: bool) -> "Layout":
+        flat = bands.ravel()
+        counts = np.bincount(flat, minlength=count)
+        order = np.argsort(flat, kind="stable").astype(np.int32)
+        return cls(flat.astype(np.int16), order, np.concatenate([[0], np.cumsum(counts)]), places)
+
+    def coefficients(self, image: np.ndarray) -> np.ndarray:
+        """State (C, H, W) -> its coefficients (C, H, W)."""
+        spectrum = to_spectrum(image)
+        return to_places(spectrum) if self.places else spectrum
+
+    def image(self, coefficients: np.ndarray) -> np.ndarray:
+        """The inverse of `coefficients`."""
+        return from_spectrum(from_places(coefficients) if self.places else coefficients)
 
     @property
     def size(self) -> int:
@@ -165,23 +192,56 @@ def scaled(log_error: np.ndarray, scale: int) -> np.ndarray:
     return log_error + scale * (Q // 2)
 
 
-def frequency_bands(edges: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Number of the radial band of every DCT coefficient, (height, width) int64, exactly.
+def frequency_bands(edges: np.ndarray, height: int, width: int, *, rows: int | None = None) -> np.ndarray:
+    """Number of the radial band of every DCT coefficient, (height, width) int64, exactly; of the first `rows` if given.
 
     Coefficient (i, j) has the radius sqrt((i / H)^2 + (j / W)^2) / 2 in units of the sampling frequency; it is in the
     last band whose edge is not above it. With edge e that is j >= W sqrt(4 e^2 / 8192^2 - (i / H)^2).
     """
     columns = np.arange(width)
-    rows = []
-    for i in range(height):
+    out = []
+    for i in range(height if rows is None else rows):
         firsts = []
         for edge in edges:
             # j^2 (8192 H)^2 >= (2 e H W)^2 - (8192 i W)^2 =: rest, so j is at least sqrt(rest) / (8192 H).
             rest = (2 * int(edge) * height * width) ** 2 - (EDGE_UNITS * i * width) ** 2
             root = isqrt(rest - 1) + 1 if rest > 0 else 0
             firsts.append(-(-root // (EDGE_UNITS * height)))
-        rows.append(np.searchsorted(np.array(firsts), columns, side="right") - 1)
-    return np.stack(rows)
+        out.append(np.searchsorted(np.array(firsts), columns, side="right") - 1)
+    return np.stack(out)
+
+
+def place_bands(edges: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Number of the frequency band of every coefficient in places, (height, width) int64, exactly.
+
+    That of a box is its middle's; the corner's coefficients are those of the DCT.
+    """
+    low = corner(height, width)
+    out = np.empty((height, width), np.int64)
+    out[: low[0], : low[1]] = frequency_bands(edges, height, width, rows=low[0])[:, : low[1]]
+    for box in boxes(height, width):
+        # Radius sqrt((y / 2H)^2 + (x / 2W)^2) / 2 of the middle (y, x) / 2, squared and times (8192 4 H W)^2 / 4.
+        middle = ((2 * box.top + box.height) * width) ** 2 + ((2 * box.left + box.width) * height) ** 2
+        reached = [EDGE_UNITS**2 * middle >= (4 * int(edge) * height * width) ** 2 for edge in edges]
+        out[box.at] = sum(reached) - 1
+    return out
+
+
+def spread_activity(activity: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Classes of the cells of a grid -> that of every coefficient in places, (height, width) int64.
+
+    Classes are octaves of power. A coefficient has that of the mean power of the cells that its share of the picture
+    touches; those without a place, of all cells.
+    """
+    sums = np.zeros((activity.shape[0] + 1, activity.shape[1] + 1), np.int64)
+    sums[1:, 1:] = (1 << activity.astype(np.int64)).cumsum(0).cumsum(1)
+    out = np.full((height, width), _octave(sums[-1, -1], np.int64(activity.size)))
+    for box in boxes(height, width):
+        top, bottom = _touched(box.height, activity.shape[0])
+        left, right = _touched(box.width, activity.shape[1])
+        total = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
+        out[box.at] = _octave(total, (bottom - top)[:, None] * (right - left))
+    return out
 
 
 def log_gains(levels: np.ndarray, following: int) -> np.ndarray:
@@ -231,3 +291,14 @@ def _log2_q8(numerator: int, denominator: int) -> int:
     guess = top.bit_length() - bottom.bit_length()
     enough = top >= bottom << guess if guess >= 0 else top << -guess >= bottom
     return guess if enough else guess - 1
+
+
+def _touched(parts: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """First cell, and one past the last, that each of the equal parts of a side touches."""
+    part = np.arange(parts, dtype=np.int64)
+    return part * cells // parts, -(-(part + 1) * cells // parts)
+
+
+def _octave(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """log2(total / count), half up, of integers total >= count: the last k with total / count >= 2^(k - 1/2)."""
+    return sum((2 * total**2 >= (count << k) ** 2).astype(np.int64) for k in range(1, MOST_CLASSES))

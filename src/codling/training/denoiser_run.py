@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codling.models.activity import activity
 from codling.models.denoiser import Denoiser
 from codling.models.wiener import fit_spectrum
+from codling.nn.spectral import to_spectrum
 from codling.pictures import to_image_array
 from codling.training.draws import noise_like, step_generator
 from codling.training.recipes import DenoiserTraining
@@ -17,6 +19,8 @@ from codling.training.validation import centre_squares, denoising_gain, fixed_no
 # Ratio of power to noise from which a frequency counts as coded in validation.
 VALIDATION_RATIO = 0.7
 VALIDATION_NOISE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
+# Sides of the cells of activity in pixels, in turn; the codec's, its middle size twice.
+CELL_SIDES = (32, 64, 64, 128)
 # Noise fractions of the sheet.
 SAMPLED = (0.9, 0.6)
 
@@ -46,10 +50,11 @@ class DenoiserRun(Run[DenoiserTraining]):
         generator = step_generator(config.seed, self.step)
         noise = noise_levels(config.batch, generator)[list(places)].to(self.device)
         least = least_ratios(config.batch, config.hidden_share, generator)[list(places)].to(self.device)
+        slope = slopes(config.batch, config.local_share, generator)[list(places)].to(self.device)
         s = noise.view(-1, 1, 1, 1)
         x = (1 - s) * image + s * noise_like(image, places, seed=config.seed, step=self.step)
         with torch.no_grad():
-            x = self.model.filter.hide(x, noise, least)
+            x = self.hidden(x, image, noise, least, slope)
             estimate = self.model.filter(x, noise).contiguous(memory_format=torch.channels_last)
             scale = self.model.scale(noise)
         with self.autocast():
@@ -59,6 +64,17 @@ class DenoiserRun(Run[DenoiserTraining]):
         weight = 1 / (before + 0.15 * scale.view(-1).square())
         loss = (after * weight).mean()
         return loss, {"error over the filter's": loss / (before * weight).mean()}
+
+    def hidden(self, x: Tensor, image: Tensor, noise: Tensor, least: Tensor, slope: Tensor) -> Tensor:
+        """States without what is not worth coding: where slopes are 0 by frequency, elsewhere by activity too."""
+        local = slope > 0
+        out = self.model.filter.hide(x, noise, least)
+        if local.any():
+            cells = max(1, self.config.crop // CELL_SIDES[self.step % len(CELL_SIDES)])
+            power = self.model.filter.power(*x.shape[-2:])
+            octaves = activity(to_spectrum(image[local])[:, :1], power[:1], cells, cells)
+            out[local] = self.model.filter.hide_places(x[local], noise[local], least[local], octaves, slope[local])
+        return out
 
     def new_model(self) -> nn.Module:
         return Denoiser(self.config.model)
@@ -97,6 +113,12 @@ class DenoiserRun(Run[DenoiserTraining]):
             with self.autocast():
                 columns += [x, model.filter(x, noise), model(x, noise)]
         return columns
+
+
+def slopes(count: int, local_share: float, generator: torch.Generator) -> Tensor:
+    """Octaves (count,) by which power is thought to rise with one of activity: 0.5 to 1.1, or 0 for none."""
+    values = 0.5 + 0.6 * torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < local_share, values, torch.zeros(count))
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:

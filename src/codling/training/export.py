@@ -17,9 +17,9 @@ from codling.codecs.oscar_pixel import PixelOscar
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
-from codling.rcc.plan import ErrorTable
+from codling.codecs.activity_map import Tables
 from codling.training.data import load_pictures
-from codling.training.index_tables import MAX_GROUPS, fit_index_model
+from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
 from codling.weights.packing import Precision, unpack
@@ -70,13 +70,13 @@ def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     return Parts(model, error_tables={False: error_table(run, model, count)}, diffc=DiffCConfig())
 
 
-def error_table(run: Run[Any], model: Denoiser, count: int) -> ErrorTable:
-    """A denoiser's errors, measured on so many pictures."""
+def error_table(run: Run[Any], model: Denoiser, count: int) -> Tables:
+    """A denoiser's tables, measured on so many pictures."""
     data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
-    images = (
+    images = [
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
-    )
+    ]
     return calibrate(DenoiserBackbone(model), images, conditional=False)
 
 

@@ -126,11 +126,12 @@ class DenoiserTraining(RunConfig):
     """Training of the small denoiser of DiffC.
 
     hidden_share: share of samples without the frequencies that are not worth coding at their noise level, as the
-    decoder has not got them either.
+    decoder has not got them either. local_share: of all samples, those where that depends on the activity of the place.
     """
 
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     hidden_share: float = 0.65
+    local_share: float = 0.75
 
     def __post_init__(self) -> None:
         super().__post_init__()

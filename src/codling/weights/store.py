@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codling.bitstream.indices import IndexModel
+from codling.codecs.activity_map import CLASSES, Tables
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.configuration import from_dict, to_dict
 from codling.errors import ModelError
@@ -37,6 +38,8 @@ WEIGHTS = "model.safetensors"
 INDEX_MODEL, INDEX_PARTS = "index_model", ("groups", "weights")
 # Error tables of DiffC: `error_table.conditional.levels`, ... , of the conditional and the unconditional model.
 ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
+# Beside them, of models with activity maps: errors by class, and the tables of the maps.
+LOCAL_ERROR, MAP_MODEL = "local_log_error", "maps"
 # Codebooks decide indices, so they are stored exactly.
 CODEBOOKS = ("quantiser.embedding", ".codebook")
 
@@ -90,7 +93,7 @@ class Parts:
     model: Model
     index_model: IndexModel | None = None
     index_models: tuple[IndexModel, ...] = ()
-    error_tables: Mapping[bool, ErrorTable] = field(default_factory=dict)
+    error_tables: Mapping[bool, Tables] = field(default_factory=dict)
     diffc: DiffCConfig | None = None
     autoencoder: str = ""
 
@@ -102,10 +105,8 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
         stored |= _index_tensors(INDEX_MODEL, parts.index_model)
     for level, index_model in enumerate(parts.index_models):
         stored |= _index_tensors(f"{INDEX_MODEL}.{level}", index_model)
-    for conditional, table in parts.error_tables.items():
-        for part in ERROR_PARTS:
-            numbers = torch.from_numpy(np.ascontiguousarray(getattr(table, part)))
-            stored[f"{_table_name(conditional)}.{part}"] = numbers
+    for conditional, tables in parts.error_tables.items():
+        stored |= _error_tensors(_table_name(conditional), tables)
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / (WEIGHTS + ".tmp")
     save_file(stored, temporary)
@@ -148,7 +149,7 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
         model.to(device).requires_grad_(False),
         _index_model(stored, INDEX_MODEL),
         _index_models(stored),
-        {conditional: table for conditional in (True, False) if (table := _error_table(stored, conditional))},
+        {conditional: table for conditional in (True, False) if (table := _error_tables(stored, conditional))},
         manifest.diffc,
         manifest.autoencoder,
     )
@@ -182,9 +183,20 @@ def _table_name(conditional: bool) -> str:
     return f"{ERROR_TABLE}.{'conditional' if conditional else 'unconditional'}"
 
 
-def _error_table(stored: Mapping[str, Tensor], conditional: bool) -> ErrorTable | None:
+def _error_tensors(name: str, tables: Tables) -> dict[str, Tensor]:
+    arrays = {part: getattr(tables.whole, part) for part in ERROR_PARTS}
+    if tables.local is not None:
+        arrays[LOCAL_ERROR] = tables.local.log_error
+    out = {f"{name}.{part}": torch.from_numpy(np.ascontiguousarray(array)) for part, array in arrays.items()}
+    return out if tables.maps is None else out | _index_tensors(f"{name}.{MAP_MODEL}", tables.maps)
+
+
+def _error_tables(stored: Mapping[str, Tensor], conditional: bool) -> Tables | None:
     name = _table_name(conditional)
     if f"{name}.{ERROR_PARTS[0]}" not in stored:
         return None
-    levels, edges, log_error = (stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS)
-    return ErrorTable(levels, edges, log_error)
+    whole = ErrorTable(*(stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS))
+    if (by_class := stored.get(f"{name}.{LOCAL_ERROR}")) is None:
+        return Tables(whole)
+    local = replace(whole, log_error=by_class.numpy(), classes=CLASSES)
+    return Tables(whole, local, _index_model(stored, f"{name}.{MAP_MODEL}"))

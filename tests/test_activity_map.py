@@ -1,0 +1,155 @@
+"""Activity maps: in the stream and back, where the picture is busy, and worth their bytes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from codling.bitstream.bits import BitReader, BitWriter, OutOfBitsError
+from codling.codecs.activity_map import (
+    BYTES_A_CELL,
+    CELLS,
+    CLASSES,
+    ActivityMap,
+    Tables,
+    cells_for,
+    grid,
+    measure,
+    prior_power,
+    read_map,
+    write_map,
+)
+from codling.codecs.backbones import DenoiserBackbone
+from codling.codecs.base import DecodeOptions, RateTarget
+from codling.codecs.calibration import calibrate
+from codling.codecs.diffc import DiffCCodec
+from codling.codecs.diffc_stream import DiffCConfig, read_settings
+from codling.errors import FormatError
+from codling.models.wiener import WienerConfig, WienerFilter, fit_spectrum
+from codling.rcc.plan import Layout
+from codling.rcc.spectral import from_spectrum
+
+FAITHFUL = DecodeOptions(steps=1)
+
+
+def uneven(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """A texture, waves of up to 16 px, whose right side has ten times the deviation of the left."""
+    rng = np.random.default_rng(seed)
+    radius = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width) + 2 / width
+    image = from_spectrum(rng.normal(size=(3, height, width)) / radius**1.3 * (radius > 16 / width))
+    ramp = 1 / (1 + np.exp(-(np.arange(width) - width / 2) / (width / 32)))
+    image *= 0.03 + 0.3 * ramp
+    return torch.from_numpy((image / image.std() / 4).clip(-1, 1).astype(np.float32))[None]
+
+
+@pytest.fixture(scope="module")
+def codec() -> DiffCCodec:
+    images = [uneven(192, 256, seed=seed) for seed in range(4)]
+    model = WienerFilter(WienerConfig(knots=24))
+    model.log_power.copy_(fit_spectrum([image[0] for image in images], 24))
+    backbone = DenoiserBackbone(model)
+    tables = {False: calibrate(backbone, images, conditional=False, levels=(50, 300, 600, 900, 1023))}
+    return DiffCCodec(backbone, DiffCConfig(threshold=8, memory=8, empty=True), tables, name="patches", model_id=7)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 96), (300, 1000), (5000, 3000)])
+@pytest.mark.parametrize("code", range(len(CELLS)))
+def test_maps_are_an_inverse_pair(size: tuple[int, int], code: int, codec: DiffCCodec) -> None:
+    tables, written = codec.tables[False], None
+    if code:
+        shape = grid(code, *size, 1)
+        smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1])) // 3
+        written = ActivityMap(code, (smooth + np.random.default_rng(0).integers(2, size=shape)) % CLASSES)
+    writer = BitWriter()
+    write_map(writer, written, tables)
+    writer.put(5, 3)
+    reader = BitReader(writer.to_bytes())
+    found = read_map(reader, tables, *size, 1)
+    assert reader.take(3) == 5
+    if written is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.code == code
+        assert np.array_equal(found.classes, written.classes)
+
+
+def test_models_without_tables_of_maps_have_none_in_the_stream(codec: DiffCCodec) -> None:
+    tables, writer = Tables(codec.tables[False].whole), BitWriter()
+    write_map(writer, None, tables)
+    assert writer.count == 0
+    assert read_map(BitReader(b""), tables, 64, 64, 1) is None
+
+
+def test_cut_and_damaged_maps(codec: DiffCCodec) -> None:
+    tables, writer = codec.tables[False], BitWriter()
+    write_map(writer, ActivityMap(3, np.random.default_rng(0).integers(CLASSES, size=(4, 4))), tables)
+    data = writer.to_bytes()
+    with pytest.raises(OutOfBitsError):
+        read_map(BitReader(data[:-2]), tables, 128, 128, 1)
+    with pytest.raises(FormatError, match=r"activity map of 1 x 1 cells has \d+ bytes"):
+        read_map(BitReader(data), tables, 32, 32, 1)
+
+
+def test_finer_cells_for_larger_budgets() -> None:
+    codes = [cells_for(budget, 512, 768, 1) for budget in range(1, 20_000, 7)]
+    assert codes == sorted(codes)
+    assert (codes[0], codes[-1]) == (0, len(CELLS) - 1)
+    for code, bytes_a_cell in enumerate(BYTES_A_CELL, 1):
+        enough = bytes_a_cell * np.prod(grid(code, 512, 768, 1))
+        assert cells_for(int(enough), 512, 768, 1) == code
+        assert cells_for(int(enough) - 1, 512, 768, 1) == code - 1
+    # A latent's sample covers eight pixels, and cells are as large in pixels.
+    assert grid(2, 64, 96, 8) == grid(2, 512, 768, 1)
+
+
+def test_a_map_says_where_the_picture_is_busy(codec: DiffCCodec) -> None:
+    image, whole = uneven(192, 256, seed=9)[0].numpy(), codec.tables[False].whole
+    found = measure(image, prior_power(whole, Layout.make(whole.edges, 192, 256), image.shape), 2, 1)
+    assert found.classes.shape == (3, 4)
+    assert found.classes[:, 0].max() + 3 < found.classes[:, 3].min()
+
+
+def test_errors_rise_with_activity(codec: DiffCCodec) -> None:
+    tables = codec.tables[False]
+    assert tables.local is not None
+    by_class = tables.local.log_error.reshape(*tables.whole.log_error.shape, CLASSES)
+    middle = slice(-16, -4)  # the bands that activity is measured in, and that this picture has many coefficients of
+    assert (np.diff(by_class[-1, 0, middle].astype(int), axis=-1) >= 0).mean() > 0.8
+    assert (by_class[-1, 0, middle, -1] > by_class[-1, 0, middle, 0] + 256).all()
+
+
+@pytest.mark.parametrize("budget", [150, 400, 1000])
+def test_a_map_is_worth_its_bytes(budget: int, codec: DiffCCodec) -> None:
+    image = uneven(192, 256, seed=9)
+    without = DiffCCodec(
+        codec.backbone, codec.config, {False: Tables(codec.tables[False].whole)}, name="without", model_id=8
+    )
+    errors = []
+    for coder in (codec, without):
+        payload = coder.encode(image, RateTarget(max_bytes=budget))
+        assert len(payload) == budget
+        decoded = coder.decode(payload, height=192, width=256, options=FAITHFUL)
+        errors.append(float((decoded - image).square().mean()))
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_small_budgets_are_spent_without_a_map(codec: DiffCCodec) -> None:
+    for budget, expected in ((10, 0), (30, 1), (60, 2)):
+        reader = BitReader(codec.encode(uneven(192, 256), RateTarget(max_bytes=budget)))
+        read_settings(reader, codec.config)
+        found = read_map(reader, codec.tables[False], 192, 256, 1)
+        assert (0 if found is None else found.code) == expected
+
+
+def test_a_stream_cut_within_its_map_is_no_picture_yet_but_no_error(codec: DiffCCodec) -> None:
+    payload = codec.encode(uneven(192, 256), RateTarget(max_bytes=200))
+    gray = codec.decode(b"", height=192, width=256, options=FAITHFUL)
+    for size in range(4):
+        assert torch.equal(codec.decode(payload[:size], height=192, width=256, options=FAITHFUL), gray)
+
+
+def test_tables_by_activity_come_whole(codec: DiffCCodec) -> None:
+    with pytest.raises(ValueError, match="come with the tables of maps"):
+        replace(codec.tables[False], maps=None)
