@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from codling.bitstream import entropy, indices
 from codling.bitstream.bits import pack_bits, unpack_bits
 from codling.bitstream.entropy import Decoder, Encoder, TableSet, fit_weights, frequencies
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
@@ -64,6 +65,33 @@ def test_coding_is_invertible_near_the_ideal_and_as_documented() -> None:
         assert documented_decoder(data, [tables.weights[c] for c in contexts]) == symbols, trial
         ideal = sum(tables.bits(int(c), s) for s, c in zip(symbols, contexts, strict=True)) / 8
         assert ideal - 1 <= len(data) <= ideal + 2
+
+
+def test_no_shorter_ending_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is found without decoding, which would take as long as the symbols do, for every ending tried."""
+    monkeypatch.setattr(entropy, "Decoder", None)
+    rng, lengths = np.random.default_rng(3), set()
+    for _ in range(30):
+        tables = TableSet(fit_weights(rng.dirichlet(np.full(9, 0.2), size=1)))
+        symbols = [int(s) for s in rng.integers(0, 9, int(rng.integers(1, 9)))]
+        encoder = Encoder()
+        for symbol in symbols:
+            encoder.put(symbol, tables, 0)
+        data, rows = encoder.finish(), [tables.weights[0]] * len(symbols)
+        assert documented_decoder(data, rows) == symbols
+        lengths.add(len(data))
+        if 1 <= len(data) <= 2:
+            shorter = (b"", *(bytes([byte]) for byte in range(256) if len(data) == 2))
+            assert all(tried(one, rows) != symbols for one in shorter)
+    assert {1, 2} <= lengths
+
+
+def tried(data: bytes, rows: list[np.ndarray]) -> list[int] | None:
+    """What the documented decoder makes of any bytes, None of those that no symbol has."""
+    try:
+        return documented_decoder(data, rows)
+    except IndexError:
+        return None
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 8, 11])
