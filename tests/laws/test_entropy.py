@@ -151,6 +151,32 @@ def test_malformed_index_payloads() -> None:
         decode_indices(b"\1", (2, 2), 3, None)
 
 
+def test_a_few_coded_bytes_are_no_map_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest index costs something, and so do a million of them."""
+    maps = [np.random.default_rng(0).poisson(1, (20, 20)).clip(0, 7) for _ in range(20)]
+    model = fit_index_model(maps, 8)
+    tables = TableSet(model.weights)
+    cheapest = min(tables.bits(row, index) for row in range(len(model.weights)) for index in range(8))
+    assert cheapest - 1 / 1024 <= model.least_cost / 1024 <= cheapest
+    least = int(1000 * 1000 * model.least_cost / 8192)
+    monkeypatch.setattr(indices, "Decoder", None)  # a million indices would take seconds
+    for data in (b"\1", b"\1\x55\xaa", b"\1" + bytes(least - 1)):
+        with pytest.raises(FormatError, match=f"at least {least} bytes, got {len(data) - 1}"):
+            decode_indices(data, (1000, 1000), 8, model)
+
+
+def test_maps_whose_code_ends_in_zeros_are_filled_up() -> None:
+    """Index 0 alone has the code 0, which needs no byte; its map must decode nevertheless."""
+    model = fit_index_model([np.random.default_rng(0).integers(0, 2, (20, 20)) for _ in range(9)], 2)
+    assert model.least_cost > 0
+    for side in (1, 10, 40):
+        zeros = np.zeros((side, side), int)
+        data = encode_indices(zeros, 2, model)
+        assert np.array_equal(decode_indices(data, (side, side), 2, model), zeros)
+    assert data[0] == 1
+    assert len(data) == 1 + 1600 * model.least_cost // 8192 > 1
+
+
 def test_tables_must_fit_their_groups() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         IndexModel(np.array([0, 1], np.uint8), np.ones((4, 2), np.uint16))
