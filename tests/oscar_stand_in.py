@@ -1,5 +1,7 @@
 """The smallest OSCAR model: a token is the brightness of a square, and the network paints the square with it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,9 @@ class Squares:
         indices = ((grey + 1) / 2 * (entry.codebook_size - 1)).round().long()
         gains = image.std((2, 3)).clamp(min=1e-3).log() if self.gains else None
         return Tokens(indices[:, None], gains)
+
+    def encode_levels(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        return [self.encode(image, level) for level in levels]
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         self.decoded += 1

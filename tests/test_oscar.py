@@ -105,6 +105,9 @@ def test_levels_too_long_for_the_budget_cost_no_network() -> None:
     codec = OscarCodec(model, name="counting", model_id=1)
     codec.encode(image_of(noise_picture(64, 64)), RateTarget(max_bytes=3))
     assert model.encoded == (0,)
+    with pytest.raises(RateError):
+        codec.encode(image_of(noise_picture(64, 64)), RateTarget(max_bytes=2))
+    assert model.encoded == (0,)
 
 
 def test_bits_a_pixel_and_levels_of_files(tmp_path: Path) -> None:

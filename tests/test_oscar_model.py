@@ -9,7 +9,10 @@ import torch
 from torch.nn import functional as F
 
 import codling
+from codling.codecs.base import RateTarget
+from codling.codecs.oscar import OscarCodec, pad_to_grid
 from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.pseudo_times import measure
 from codling.errors import ConfigError, RateError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig
@@ -17,6 +20,7 @@ from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Stack, patc
 from codling.models.oscar import Oscar, OscarConfig
 from codling.models.wiener import WienerConfig, fit_spectrum
 from codling.training.export import export_run
+from codling.training.index_tables import fit_index_model
 from codling.training.loop import CHECKPOINT, train
 from codling.training.oscar_run import OscarRun
 from codling.training.oscar_terms import Restored
@@ -100,7 +104,8 @@ def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
     assert torch.allclose(coded.codewords[1], features - left + second.codewords(coded.indices[1]), atol=1e-6)
     # Indices of the lower level are the beginning of those of the higher one.
     picture = image(32, 32)
-    assert torch.equal(hyper.encode(picture, 1)[:, 0], hyper.encode(picture, 2)[:, 0])
+    (low,), (high,) = hyper.encode(picture, [1]), hyper.encode(picture, [2])
+    assert torch.equal(low[:, 0], high[:, 0])
 
 
 def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
@@ -244,6 +249,59 @@ def test_the_adversary_has_a_gradient_unless_asked_as_published(pictures: Path, 
     gradients = [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
     assert "adversarial" in terms
     assert any(float(gradient.abs().max()) > 0 for gradient in gradients) == reaches
+
+
+def test_the_generators_step_leaves_the_discriminator_no_gradient(pictures: Path) -> None:
+    """And gives the generator the gradient that it would have with one."""
+    weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def generator_gradients(run: OscarRun) -> list[torch.Tensor]:
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        run.loss(batch)[0].backward()
+        return [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
+
+    run, plain = (OscarRun(tiny_run(pictures, weights=weights), CPU) for _ in range(2))
+    plain._frozen_judgement = lambda restored: plain.discriminator(*restored.parts)  # type: ignore[method-assign]
+    ours, usual = generator_gradients(run), generator_gradients(plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
+    assert all(p.grad is None for p in run.discriminator.parameters())
+    assert any(p.grad is not None for p in plain.discriminator.parameters())
+    # Its spectral norms go on being estimated.
+    for a, b in zip(run.discriminator.buffers(), plain.discriminator.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_levels_cost_one_run_of_the_encoder(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    model, picture, runs = PixelOscar(tiny_oscar()), image(40, 56), 0
+    padded = pad_to_grid(picture, model.grid)
+    singly = [model.encode(padded, level) for level in range(3)]
+    features = HyperCodec.features
+
+    def counted(self: HyperCodec, image: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal runs
+        runs += 1
+        return features(self, image)
+
+    monkeypatch.setattr(HyperCodec, "features", counted)
+    together = model.encode_levels(padded, range(3))
+    assert all(torch.equal(a.indices, b.indices) for a, b in zip(singly, together, strict=True))
+    codec = OscarCodec(model, name="tiny", model_id=1, index_models=[
+        fit_index_model([tokens.indices[0, -1].numpy()], level.codebook_size)
+        for tokens, level in zip(together, model.levels, strict=True)
+    ])  # fmt: skip
+    sizes = [len(codec.encode(picture, RateTarget(level=level))) for level in range(3)]
+    runs = 0
+    assert len(codec.encode(picture, RateTarget(max_bytes=sizes[0]))) == sizes[0]
+    assert runs == 1
+    monkeypatch.setattr(model, "rough_latent", lambda *_: padded + image(48, 64, seed=1))  # no negative cosines
+    measure(model, [picture])
+    assert runs == 2
+    run = OscarRun(tiny_run(pictures), CPU)
+    scores, columns = run.examine([noise_picture(48, 48, seed=seed) for seed in range(3)], 2)
+    assert runs == 5
+    assert len(scores) == 6
+    assert [column.shape for column in columns] == [(2, 3, 48, 48)] * 4
 
 
 def test_the_discriminator_learns_to_tell(pictures: Path) -> None:

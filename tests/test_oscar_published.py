@@ -118,19 +118,21 @@ def test_adapters_apart_compute_what_the_published_code_does(
 
 @torch.no_grad()
 def test_merged_and_prepared_it_computes_the_same_at_every_rate(
-    merged: OscarStableDiffusion, arrays: dict[str, np.ndarray]
+    merged: OscarStableDiffusion, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not [name for name in merged.state_dict() if "lora" in name]
     prepared = merged.prepare()
     image = torch.from_numpy(arrays["image"])
-    for level in range(8):
-        tokens = prepared.encode(image, level)
+    encode, runs = prepared.autoencoder.encode, []
+    monkeypatch.setattr(prepared.autoencoder, "encode", lambda image: runs.append(image) or encode(image))
+    for level, tokens in enumerate(prepared.encode_levels(image, range(8))):
         assert agrees(tokens.indices[:, 0], arrays[f"rate{level}_indices"])
         rough = prepared.rough_latent(tokens, level)
         assert agrees(prepared.denoise(rough, level), arrays[f"rate{level}_x0"])
         assert agrees(merged.velocity(rough, level), arrays[f"rate{level}_unet"])
         if f"rate{level}_image" in arrays:
             assert agrees(prepared.decode(tokens, level), arrays[f"rate{level}_image"])
+    assert len(runs) == 1
 
 
 def test_preparing_leaves_the_model_as_it_was(merged: OscarStableDiffusion) -> None:

@@ -85,8 +85,10 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Pa
     codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
     for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
         image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
-        for found, indices in zip(maps, codec.all_maps(image), strict=True):
-            found.append(indices.numpy())
+        with torch.inference_mode():
+            tokens = codec.encode_levels(image, range(len(maps)))
+        for found, of_level in zip(maps, tokens, strict=True):
+            found.append(of_level.indices[0, -1].numpy())
     tables = (
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)

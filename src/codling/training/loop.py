@@ -127,7 +127,7 @@ def _steps(
 
 
 def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: Log | None, *, stage: str) -> None:
-    scores, columns = run.validate(held_out), run.samples(held_out[:SHEET_ROWS])
+    scores, columns = run.examine(held_out, SHEET_ROWS)
     if log is None:
         return
     log.validation(run.step, scores)
