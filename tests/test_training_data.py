@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codling.errors import ConfigError
 from codling.training import shards
@@ -116,6 +117,43 @@ def test_more_than_one_percent_of_broken_entries_stops_a_run(tmp_path: Path) -> 
                 load_pictures(tmp_path, crop=16)
         else:
             assert load_pictures(tmp_path, crop=16).broken == 2
+
+
+def test_files_that_may_not_be_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(noise_picture(16, 16, seed=number)))
+    (tmp_path / "folder.png").mkdir()
+    read = Path.read_bytes
+
+    def refusing(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    found = load_pictures(tmp_path, crop=16)
+    assert (len(found.pictures), found.broken) == (2, 1)
+    assert [entry.name for entry in entries(str(tmp_path)) if not entry.data] == [f"{tmp_path}/1.png (PermissionError)"]
+
+
+def test_pictures_to_train_on_are_those_that_are_coded(tmp_path: Path) -> None:
+    """Upright, 16 bits rounded, transparency on white; and damaged ones are counted."""
+    picture = noise_picture(16, 24, seed=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    clear = np.dstack([picture, np.zeros((16, 24), np.uint8)])
+    for name, image, options in (
+        ("a", Image.fromarray(picture), {"exif": exif}), ("b", wide, {}), ("c", Image.fromarray(clear), {})
+    ):  # fmt: skip
+        image.save(tmp_path / f"{name}.png", **options)
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    found = load_pictures(tmp_path, crop=16, scales=(0.5, 1.0))
+    assert found.broken == 1
+    upright, gray, white = found.pictures
+    assert np.array_equal(upright, np.rot90(picture, -1))
+    assert np.array_equal(gray, picture[..., :1].repeat(3, 2))
+    assert (white == 255).all()
 
 
 def test_processes_together_have_the_batch_that_one_has(pictures: Path) -> None:
