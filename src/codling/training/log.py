@@ -51,11 +51,10 @@ class Log:
 
 def append(path: Path, row: Mapping[str, str]) -> None:
     """Add a row to a CSV. Columns that it did not have yet are added to all rows."""
-    rows = read(path)
-    known = list(rows[0]) if rows else []
+    known = columns_of(path)
     columns = [*known, *(name for name in row if name not in known)]
     if columns != known:
-        _rewrite(path, columns, rows)
+        _rewrite(path, columns, read(path))
     with path.open("a", newline="") as file:
         csv.DictWriter(file, columns, restval="").writerow(row)
 
@@ -74,6 +73,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns of a CSV, none of one that does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def _rewrite(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
