@@ -154,9 +154,12 @@ class Run(ABC, Generic[C]):
                 **self.extra_state(),
             }
         )
-        if self.engine.main:
-            checkpoint.write(path, state)
-        self.engine.barrier()
+
+        def write() -> None:
+            if self.engine.main:
+                checkpoint.write(path, state)
+
+        self.engine.together(write)
 
     def restore(self, path: Path) -> None:
         """Continue a saved run. Its networks must be the configured ones; schedule, data and decoding may differ."""
