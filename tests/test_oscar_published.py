@@ -229,6 +229,12 @@ def test_tables_are_kept_level_by_level(merged: OscarStableDiffusion, directory:
     assert sizes[1] < sizes[0]
 
 
+def test_a_model_without_all_of_its_tables_is_damaged(merged: OscarStableDiffusion, tmp_path: Path) -> None:
+    save_model(tmp_path, Parts(merged, index_models=tables(merged)[:-1]))
+    with pytest.raises(ModelError, match="index tables for codebooks of"):
+        registry.load(tmp_path, device=CPU)
+
+
 def test_codebooks_are_stored_exactly_at_every_precision(merged: OscarStableDiffusion, tmp_path: Path) -> None:
     save_model(tmp_path, Parts(merged), precision="float16")
     stored = load_parts(tmp_path, device=CPU).model

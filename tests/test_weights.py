@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
-from codling.weights import catalogue, registry
+from codling.weights import catalogue, registry, store
 from codling.weights.importers.cod import config_from_published, import_cod, model_from_published, rename
 from codling.weights.packing import pack, unpack
 from codling.weights.registry import load_codec
@@ -204,6 +205,26 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     (directory / "config.json").write_text(config.replace('"stride"', '"strid"'))
     with pytest.raises(ConfigError, match=r"did you mean .*stride"):
         registry.load(directory, device=CPU)
+
+
+@pytest.mark.parametrize("groups", [11, 13])
+def test_index_tables_must_be_those_of_the_codebook(tmp_path: Path, groups: int) -> None:
+    tables = IndexModel(np.zeros(groups, np.uint8), np.ones((4, groups), np.uint16))
+    save_model(tmp_path, Parts(tiny_model(), index_model=tables))
+    with pytest.raises(ModelError, match=rf"codebooks of \[{groups}\], wanted \[12\]"):
+        registry.load(tmp_path, device=CPU)
+
+
+def test_index_tables_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = IndexModel(np.zeros(12, np.uint8), np.ones((4, 12), np.uint16))
+    object.__setattr__(tables, "weights", tables.weights[1:])
+    save_model(tmp_path / "rows", Parts(tiny_model(), index_model=tables))
+    monkeypatch.setattr(store, "INDEX_PARTS", ("groups",))
+    save_model(tmp_path / "lost", Parts(tiny_model(), index_model=tables))
+    monkeypatch.undo()
+    for name in ("rows", "lost"):
+        with pytest.raises(ModelError, match="tables index_model of the model are damaged"):
+            registry.load(tmp_path / name, device=CPU)
 
 
 def test_hub_models_come_from_a_mirror_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

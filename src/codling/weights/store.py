@@ -29,8 +29,8 @@ from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarSta
 from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.rcc.plan import ErrorTable
-from codling.weights.catalogue import CONFIG, FORMAT, read_config
-from codling.weights.packing import Precision, pack, unpack
+from codling.weights.catalogue import CONFIG, FORMAT, Precision, read_config
+from codling.weights.packing import pack, unpack
 
 WEIGHTS = "model.safetensors"
 # Integer tables of the indices: `index_model.groups`, or with levels `index_model.3.groups`, and `.weights`.
@@ -167,8 +167,11 @@ def _index_tensors(prefix: str, index_model: IndexModel) -> dict[str, Tensor]:
 def _index_model(stored: Mapping[str, Tensor], prefix: str) -> IndexModel | None:
     if f"{prefix}.{INDEX_PARTS[0]}" not in stored:
         return None
-    groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
-    return IndexModel(groups, weights)
+    try:
+        groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
+        return IndexModel(groups, weights)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"the tables {prefix} of the model are damaged ({error}); get it again") from error
 
 
 def _index_models(stored: Mapping[str, Tensor]) -> tuple[IndexModel, ...]:
