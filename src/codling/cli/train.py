@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from codling.configuration import to_dict
-
-Precision = Literal["float32", "float16", "int8"]
+from codling.weights.catalogue import Precision
 
 
 def command(

@@ -22,7 +22,8 @@ from codling.training.data import load_pictures
 from codling.training.index_tables import MAX_GROUPS, fit_index_model
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
-from codling.weights.packing import Precision, unpack
+from codling.weights.catalogue import Precision
+from codling.weights.packing import unpack
 from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
