@@ -22,6 +22,8 @@ from codling.models.rate_levels import OscarModel, Tokens
 GAIN_STEP = 1 / 16
 GAIN_RANGE = (-128, 127)
 MODES = len(Mode)
+# A payload's first byte says level and mode.
+MAX_LEVELS = 256 // MODES
 
 
 class OscarCodec:
@@ -36,6 +38,10 @@ class OscarCodec:
     def __init__(
         self, model: OscarModel, *, name: str, model_id: int, index_models: Sequence[IndexModel] = (), gains: int = 0
     ):
+        if len(model.levels) > MAX_LEVELS:
+            raise ConfigError(
+                f"model {name} has {len(model.levels)} levels; a payload's first byte can name {MAX_LEVELS} at most"
+            )
         if index_models and len(index_models) != len(model.levels):
             raise ConfigError(f"{len(index_models)} index tables for {len(model.levels)} levels; wanted one a level")
         self.model, self.name, self.model_id, self.gains = model, name, model_id, gains
@@ -129,8 +135,8 @@ class OscarCodec:
             sizes[level] = len(payload)
         smallest, level = min((size, level) for level, size in sizes.items())
         raise RateError(
-            f'codec "oscar" of model {self.name} needs at least {smallest} bytes (level {level}) for this picture '
-            f"beside its header; {max_bytes} are left. Allow {smallest - max_bytes} more, or use another model"
+            f"{max_bytes} bytes are left for the payload after the header, but model {self.name} needs at least "
+            f"{smallest} for this picture (level {level}); ask for {smallest - max_bytes} bytes more"
         )
 
     def _raw_size(self, level: int, height: int, width: int) -> int:
