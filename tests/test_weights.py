@@ -202,6 +202,10 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
         (directory / "config.json").write_text(text)
         with pytest.raises(ModelError, match=message):
             registry.load(directory, device=CPU)
+    (directory / "model.safetensors").write_bytes(weights)
+    (directory / "config.json").write_text(config.replace('"codebook_size": 12', '"codebook_size": 13'))
+    with pytest.raises(ModelError, match=r"of another shape: .*quantiser"):
+        registry.load(directory, device=CPU)
     (directory / "config.json").write_text(config.replace('"stride"', '"strid"'))
     with pytest.raises(ConfigError, match=r"did you mean .*stride"):
         registry.load(directory, device=CPU)

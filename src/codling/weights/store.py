@@ -38,7 +38,7 @@ INDEX_MODEL, INDEX_PARTS = "index_model", ("groups", "weights")
 # Error tables of DiffC: `error_table.conditional.levels`, ... , of the conditional and the unconditional model.
 ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
 # Codebooks decide indices, so they are stored exactly.
-CODEBOOKS = ("quantiser.embedding", ".codebook")
+CODEBOOKS = (".embedding", ".codebook")
 
 Model = CoD | Denoiser | WienerFilter | Oscar | OscarStableDiffusion | StableDiffusion
 Config = CoDConfig | DenoiserConfig | WienerConfig | OscarConfig | OscarStableDiffusionConfig | StableDiffusionConfig
@@ -143,6 +143,8 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
     if set(state) != set(model.state_dict()):
         differing = sorted(set(state) ^ set(model.state_dict()))
         raise ModelError(f"{path} does not fit its configuration; first tensors that differ: {differing[:5]}")
+    if misshapen := [name for name, value in model.state_dict().items() if value.shape != state[name].shape]:
+        raise ModelError(f"{path} does not fit its configuration; first tensors of another shape: {misshapen[:5]}")
     model.load_state_dict(state, assign=True)
     return Parts(
         model.to(device).requires_grad_(False),
