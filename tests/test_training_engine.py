@@ -208,6 +208,27 @@ def test_logs_grow_columns_and_forget_what_was_lost(tmp_path: Path, monkeypatch:
         ]  # fmt: skip
 
 
+def test_a_row_that_a_crash_cut_off_does_not_stop_a_run(tmp_path: Path) -> None:
+    path = tmp_path / LOG
+    for step in (1, 2):
+        append(path, {"step": str(step), "stage": "a", "flow": "1"})
+    path.write_text(path.read_text() + "3,a,0.12")
+    append(path, {"step": "4", "stage": "a", "flow": "1"})
+    append(path, {"step": "5", "stage": "a", "flow": "1", "more": "2"})
+    forget(path, stage="a", after=4)
+    assert [row["step"] for row in read(path)] == ["1", "2", "3"]
+
+
+def test_means_are_of_the_steps_that_had_the_term() -> None:
+    meter = log.Meter(4)
+    for terms in ({"flow": 1.0}, {"flow": 2.0}, {"flow": 6.0, "late": 5.0}):
+        meter.add(terms)
+    row = meter.read(steps_left=0, device=CPU)
+    assert (row["flow"], row["late"]) == (3.0, 5.0)
+    meter.add({"flow": 7.0})
+    assert "late" not in meter.read(steps_left=0, device=CPU)
+
+
 def test_a_checkpoint_is_on_disk_before_its_name_is_and_its_name_before_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
