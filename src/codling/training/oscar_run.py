@@ -51,7 +51,7 @@ class OscarRun(Run[OscarTraining]):
 
     def _make_trainable(self, module: nn.Module) -> None:
         super()._make_trainable(module)
-        self.judge = self.engine.wrap(self.discriminator)
+        self.judge: nn.Module = self.discriminator
         self.discriminator_optimiser = torch.optim.AdamW(
             self.discriminator.parameters(), lr=self.config.discriminator_learning_rate, betas=(0.5, 0.95)
         )
@@ -60,6 +60,11 @@ class OscarRun(Run[OscarTraining]):
         if engine.sharded:
             raise ConfigError("training: running means need whole codebooks in every process; use the strategy ddp")
         super().distribute(engine)
+        self.judge = engine.wrap(self.discriminator)
+
+    def compile(self) -> None:
+        self.model.hyper.features = torch.compile(self.model.hyper.features)
+        self.model.denoiser.correction = torch.compile(self.model.denoiser.correction)
 
     @property
     def restoring(self) -> bool:
@@ -152,8 +157,10 @@ class OscarRun(Run[OscarTraining]):
         if bool(jumps.any()):
             state[jumps], coarse[jumps] = self._jump(image[jumps], noise[jumps], s[jumps], known[jumps])
         with self.autocast():
-            coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
-            state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
+            # One process of many can have jumps alone.
+            if not bool(jumps.all()):
+                coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
+                state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
             restored = self.model.denoise(state, coarse, s)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
