@@ -155,6 +155,17 @@ def test_the_codebook_average_finds_clusters_and_revives_dead_codewords() -> Non
     assert embedding.abs().max() < 50
 
 
+def test_a_batch_without_conditions_leaves_the_codebook_as_it_is() -> None:
+    embedding = torch.randn(5, 3)
+    average, before = CodebookAverage(embedding), embedding.clone()
+    average.update(embedding, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), seed=0)
+    assert torch.equal(embedding, before)
+    average.update(embedding, torch.randn(40, 3), torch.arange(40) % 5, seed=0)
+    count = average.count.clone()
+    average.update(embedding, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), seed=1)
+    assert torch.equal(average.count, count)
+
+
 def test_the_weight_average_is_the_recursion() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     average, expected = WeightAverage(model, 0.9), model.weight.item()
