@@ -242,6 +242,28 @@ def test_streams_pass_over_what_is_broken_and_stop_where_it_is_too_much(tmp_path
         ).batch(0)
 
 
+def test_streams_pass_over_windows_without_a_batch(tmp_path: Path) -> None:
+    for shard in range(3):
+        files = {f"{shard}{i}.png": png(noise_picture(70, 70, seed=2 * shard + i)) for i in range(2)}
+        write_shard(tmp_path / f"{shard}.tar", files)
+    config = tiny_run(tmp_path, keep="stream", window=2, batch=3)  # windows of four pictures and of two
+
+    def opened(state: dict[str, int]) -> StreamedSource:
+        return StreamedSource(config, places=range(3), device=CPU, state=state)
+
+    source = opened({})
+    batches = [source.batch(step) for step in range(4)]
+    assert [window for _, window in source.begun] == [5, 6]
+    resumed = opened(source.state(3))
+    assert torch.equal(resumed.batch(3), batches[3])
+    early = opened({})
+    early.batch(0)
+    again = opened(early.state(1))
+    assert torch.equal(again.batch(1), batches[1])
+    for each in (source, resumed, early, again):
+        each.close()
+
+
 def test_a_stream_needs_shards(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(noise_picture(70, 70)))
     with pytest.raises(ConfigError, match="keep=stream needs them"):
