@@ -67,7 +67,7 @@ def train(
     if config.compile:
         run.compile()
 
-    log = Log(directory, stage=stage, step=run.step, report=report) if engine.main else None
+    log = engine.together(lambda: Log(directory, stage=stage, step=run.step, report=report) if engine.main else None)
     deadline = None if max_minutes is None else begin + 60 * max_minutes
     try:
         with out_of_memory_explained(config), termination() as asked:
