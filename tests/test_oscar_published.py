@@ -266,6 +266,7 @@ DOWN = "conv_in.lora_A.default_encoder.weight"
             r"missing from the checkpoint: hyper_encoders\.2\.decoder\.12\.bias",
         ),
         (put("hyper_encoders", "2.surprise", torch.zeros(1)), r"not in our model: hyper_encoders\.2\.surprise"),
+        (put("hyper_encoders", "2.decoder.12.bias", torch.zeros(1)), "two tensors .* are our decoder.12.bias"),
         (put("hyper_encoders", "8.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; wanted 8"),
         (drop("hyper_encoders", CODES), "not PerCo's"),
         (drop("state_dict_unet", DOWN), r"missing from the checkpoint: unet\.conv_in\.lora_A"),

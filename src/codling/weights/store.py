@@ -191,5 +191,8 @@ def _error_table(stored: Mapping[str, Tensor], conditional: bool) -> ErrorTable 
     name = _table_name(conditional)
     if f"{name}.{ERROR_PARTS[0]}" not in stored:
         return None
-    levels, edges, log_error = (stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS)
-    return ErrorTable(levels, edges, log_error)
+    try:
+        levels, edges, log_error = (stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS)
+        return ErrorTable(levels, edges, log_error)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"the tables {name} of the model are damaged ({error}); get it again") from error

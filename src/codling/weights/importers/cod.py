@@ -17,7 +17,7 @@ from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
-from codling.weights.importers.published import check_fit, read_tensors
+from codling.weights.importers.published import check_fit, read_tensors, renamed
 
 CLASSES = {"PixNerDiT": "nerf", "DDT": "ddt"}
 
@@ -207,12 +207,12 @@ def _head_name(rest: str) -> str:
 
 def model_from_published(config: CoDConfig, state: Mapping[str, Tensor]) -> CoD:
     """Fill a model of ours with the published tensors; raises ModelError naming every tensor left over or missing."""
-    renamed = {rename(name, config): value for name, value in denoiser_tensors(state).items()}
+    ours = renamed(denoiser_tensors(state), lambda name: rename(name, config))
     with torch.device("meta"):
         model = CoD(config)
     question = "checkpoint and configuration do not match; is it the YAML of this file?"
-    check_fit(renamed, model.state_dict(), question=question)
-    model.load_state_dict({name: value.float() for name, value in renamed.items()}, assign=True)
+    check_fit(ours, model.state_dict(), question=question)
+    model.load_state_dict({name: value.float() for name, value in ours.items()}, assign=True)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import LevelConfig, OscarStableDiffusion, OscarStableDiffusionConfig
-from codling.weights.importers.published import check_fit, read_tensors
+from codling.weights.importers.published import check_fit, read_tensors, renamed
 from codling.weights.importers.stable_diffusion import Pipeline, read_pipeline
 
 # Of the published rates, ascending; the checkpoint does not hold them.
@@ -140,8 +140,8 @@ def hyper_encoder_states(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]
     for name, value in state.items():
         number, rest = name.split(".", 1)
         if rest not in TRAINING_ONLY:
-            groups[int(number)][rename(rest)] = value[0] if rest == "quantizer._codebook.embed" else value
-    return groups
+            groups[int(number)][rest] = value[0] if rest == "quantizer._codebook.embed" else value
+    return [renamed(group, rename) for group in groups]
 
 
 NAMES = [

@@ -1,6 +1,6 @@
 """What importers of published checkpoints share: reading tensors without unpickling, and a fit that drops nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ def read_tensors(path: Path) -> Any:
         raise
     except Exception as error:  # torch raises a zoo of types on a file that is not a checkpoint
         raise ModelError(f"{path} is not a checkpoint that loads with weights_only=True: {error}") from error
+
+
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Tensors by our names. Raises ModelError where two would have the same, as one of them would be lost."""
+    ours: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if rename(name) in ours:
+            raise ModelError(f"two tensors of the checkpoint are our {rename(name)}; one of them is {name}")
+        ours[rename(name)] = value
+    return ours
 
 
 def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, question: str) -> None:
