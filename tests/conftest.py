@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from codling.bitstream.index_tables import fit_index_model
 from codling.codecs.cod import CoDCodec
 from codling.models.cod import CoD, CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
-from codling.bitstream.index_tables import fit_index_model
 from codling.weights.registry import load_codec
 from codling.weights.store import Parts, save_model
 

@@ -1,14 +1,16 @@
 """The smallest OSCAR model: a token is the brightness of a square, and the network paints the square with it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.indices import IndexModel
 from codling.codecs.oscar import OscarCodec
 from codling.models.rate_levels import RateLevel, Tokens
-from codling.bitstream.index_tables import fit_index_model
 
 
 class Squares:
@@ -30,6 +32,9 @@ class Squares:
         indices = ((grey + 1) / 2 * (entry.codebook_size - 1)).round().long()
         gains = image.std((2, 3)).clamp(min=1e-3).log() if self.gains else None
         return Tokens(indices[:, None], gains)
+
+    def encode_levels(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        return [self.encode(image, level) for level in levels]
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         self.decoded += 1

@@ -209,6 +209,8 @@ def test_a_calibrated_model_has_any_rate(folder: Path, tiny_directory: Path) -> 
     assert "codling calibrate" in done.stderr
     model = folder / "any-rate"
     arguments = ("calibrate", tiny_directory, "--images", folder / "in", "-o", model, "--set", "memory=8")
+    said = CliRunner().invoke(app, [*map(str, arguments), "--device", "tpu"])
+    assert 'device must be "auto", "cpu" or "cuda"' in str(said.exception)
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert run(*arguments).returncode == 1

@@ -11,12 +11,12 @@ from torch import Tensor
 import codling
 from codling.bitstream.bits import packed_size
 from codling.bitstream.container import CodecId, unpack
+from codling.bitstream.index_tables import fit_index_model
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.cod import CoDCodec
 from codling.codecs.oscar import GAIN_STEP, OscarCodec
 from codling.errors import ConfigError, RateError
 from codling.models.rate_levels import OscarModel, RateLevel, Tokens
-from codling.bitstream.index_tables import fit_index_model
 from tests.conftest import noise_picture
 from tests.oscar_stand_in import Squares, index_tables, squares_codec
 from tests.test_cli import run
@@ -88,7 +88,7 @@ def test_a_budget_takes_the_highest_level_that_fits(tables: bool) -> None:
     for budget in range(sizes[0], sizes[-1] + 2):
         highest = max(level for level, size in enumerate(sizes) if size <= budget)
         assert len(codec.encode(image, RateTarget(max_bytes=budget))) == sizes[highest]
-    with pytest.raises(RateError, match=rf"at least {sizes[0]} bytes \(level 0\).*Allow 2 more"):
+    with pytest.raises(RateError, match=rf"at least {sizes[0]} for this picture \(level 0\); ask for 2 bytes more"):
         codec.encode(image, RateTarget(max_bytes=sizes[0] - 2))
     assert len(codec.encode(image, RateTarget())) == sizes[-1]
 
@@ -104,6 +104,9 @@ def test_levels_too_long_for_the_budget_cost_no_network() -> None:
     model = Counting()
     codec = OscarCodec(model, name="counting", model_id=1)
     codec.encode(image_of(noise_picture(64, 64)), RateTarget(max_bytes=3))
+    assert model.encoded == (0,)
+    with pytest.raises(RateError):
+        codec.encode(image_of(noise_picture(64, 64)), RateTarget(max_bytes=2))
     assert model.encoded == (0,)
 
 
@@ -160,6 +163,28 @@ def test_gains_out_of_range_or_of_another_number_are_refused() -> None:
 def test_tables_must_fit_the_levels() -> None:
     with pytest.raises(ConfigError, match="2 index tables for 3 levels"):
         OscarCodec(Squares(), name="x", model_id=1, index_models=index_tables()[:2])
+
+
+def test_more_levels_than_a_byte_can_name() -> None:
+    class Many(Squares):
+        levels = (RateLevel(32, 6, 0.5),) * 128
+
+    class TooMany(Squares):
+        levels = (RateLevel(32, 6, 0.5),) * 129
+
+    codec, image = OscarCodec(Many(), name="x", model_id=1), image_of(noise_picture(40, 40))
+    assert codec.unpack(codec.encode(image, RateTarget(level=127)), height=40, width=40)[1] == 127
+    with pytest.raises(ConfigError, match=r"129 levels.*128 at most"):
+        OscarCodec(TooMany(), name="x", model_id=1)
+
+
+def test_what_is_missing_is_what_the_file_needs() -> None:
+    """A budget that grows by what the error asks for is met, header and all."""
+    codec, picture = squares_codec(), noise_picture(128, 128)
+    smallest = len(codling.encode(picture, model=codec, level=0))
+    with pytest.raises(RateError, match="ask for 3 bytes more"):
+        codling.encode(picture, model=codec, max_bytes=smallest - 3)
+    assert len(codling.encode(picture, model=codec, max_bytes=smallest)) == smallest
 
 
 def test_a_level_of_depth_has_all_its_maps_in_the_file() -> None:

@@ -9,18 +9,25 @@ import torch
 from torch.nn import functional as F
 
 import codling
+from codling.bitstream.index_tables import fit_index_model
+from codling.codecs.base import RateTarget
+from codling.codecs.oscar import OscarCodec, pad_to_grid
 from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.pseudo_times import measure
 from codling.errors import ConfigError, RateError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig
 from codling.models.hyper_codec import HyperCodec, HyperCodecConfig, Stack, patches
 from codling.models.oscar import Oscar, OscarConfig
 from codling.models.wiener import WienerConfig, fit_spectrum
+from codling.training.engine import Engine
 from codling.training.export import export_run
+from codling.training.log import LOG, read
 from codling.training.loop import CHECKPOINT, train
 from codling.training.oscar_run import OscarRun
 from codling.training.oscar_terms import Restored
 from codling.training.recipes import OscarTraining, oscar_weights
+from codling.weights.store import Parts, load_parts, save_model
 from tests.conftest import noise_picture
 
 CPU = torch.device("cpu")
@@ -100,7 +107,8 @@ def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
     assert torch.allclose(coded.codewords[1], features - left + second.codewords(coded.indices[1]), atol=1e-6)
     # Indices of the lower level are the beginning of those of the higher one.
     picture = image(32, 32)
-    assert torch.equal(hyper.encode(picture, 1)[:, 0], hyper.encode(picture, 2)[:, 0])
+    (low,), (high,) = hyper.encode(picture, [1]), hyper.encode(picture, [2])
+    assert torch.equal(low[:, 0], high[:, 0])
 
 
 def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
@@ -234,6 +242,23 @@ def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> Non
         assert torch.allclose((a + b) / 2, both, rtol=1e-3, atol=1e-5)
 
 
+def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(pictures: Path) -> None:
+    """The first half is jumps alone, the second has none."""
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def terms(places: range) -> dict[str, float]:
+        run = OscarRun(tiny_run(pictures, jump_share=0.5), CPU)
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        run.places = places
+        loss, terms = run.loss(batch[list(places)])
+        loss.backward()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    whole, *halves = (terms(places) for places in (range(4), range(2), range(2, 4)))
+    for name in ("squared", "pixel", "cosine"):
+        assert np.mean([half[name] for half in halves]) == pytest.approx(whole[name], rel=1e-4), name
+
+
 @pytest.mark.parametrize("reaches", [True, False])
 def test_the_adversary_has_a_gradient_unless_asked_as_published(pictures: Path, reaches: bool) -> None:
     weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
@@ -244,6 +269,59 @@ def test_the_adversary_has_a_gradient_unless_asked_as_published(pictures: Path, 
     gradients = [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
     assert "adversarial" in terms
     assert any(float(gradient.abs().max()) > 0 for gradient in gradients) == reaches
+
+
+def test_the_generators_step_leaves_the_discriminator_no_gradient(pictures: Path) -> None:
+    """And gives the generator the gradient that it would have with one."""
+    weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def generator_gradients(run: OscarRun) -> list[torch.Tensor]:
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        run.loss(batch)[0].backward()
+        return [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
+
+    run, plain = (OscarRun(tiny_run(pictures, weights=weights), CPU) for _ in range(2))
+    plain._frozen_judgement = lambda restored: plain.discriminator(*restored.parts)  # type: ignore[method-assign]
+    ours, usual = generator_gradients(run), generator_gradients(plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
+    assert all(p.grad is None for p in run.discriminator.parameters())
+    assert any(p.grad is not None for p in plain.discriminator.parameters())
+    # Its spectral norms go on being estimated.
+    for a, b in zip(run.discriminator.buffers(), plain.discriminator.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_levels_cost_one_run_of_the_encoder(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    model, picture, runs = PixelOscar(tiny_oscar()), image(40, 56), 0
+    padded = pad_to_grid(picture, model.grid)
+    singly = [model.encode(padded, level) for level in range(3)]
+    features = HyperCodec.features
+
+    def counted(self: HyperCodec, image: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal runs
+        runs += 1
+        return features(self, image)
+
+    monkeypatch.setattr(HyperCodec, "features", counted)
+    together = model.encode_levels(padded, range(3))
+    assert all(torch.equal(a.indices, b.indices) for a, b in zip(singly, together, strict=True))
+    codec = OscarCodec(model, name="tiny", model_id=1, index_models=[
+        fit_index_model([tokens.indices[0, -1].numpy()], level.codebook_size)
+        for tokens, level in zip(together, model.levels, strict=True)
+    ])  # fmt: skip
+    sizes = [len(codec.encode(picture, RateTarget(level=level))) for level in range(3)]
+    runs = 0
+    assert len(codec.encode(picture, RateTarget(max_bytes=sizes[0]))) == sizes[0]
+    assert runs == 1
+    monkeypatch.setattr(model, "rough_latent", lambda *_: padded + image(48, 64, seed=1))  # no negative cosines
+    measure(model, [picture])
+    assert runs == 2
+    run = OscarRun(tiny_run(pictures), CPU)
+    scores, columns = run.examine([noise_picture(48, 48, seed=seed) for seed in range(3)], 2)
+    assert runs == 5
+    assert len(scores) == 6
+    assert [column.shape for column in columns] == [(2, 3, 48, 48)] * 4
 
 
 def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
@@ -257,6 +335,17 @@ def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
         assert float(run.discriminator(real, coarse, scale).mean()) > float(
             run.discriminator(coarse, coarse, scale).mean()
         )
+
+
+def test_networks_are_shared_once_and_only_among_the_processes_of_a_run(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[str] = []
+    monkeypatch.setattr(Engine, "wrap", lambda _, module: wrapped.append(type(module).__name__) or module)
+    run = OscarRun(tiny_run(pictures), CPU)
+    assert wrapped == []
+    run.distribute(Engine(CPU, precision="float32"))
+    assert sorted(wrapped) == ["Discriminator", "LossModule"]
 
 
 def test_bad_settings_are_named(pictures: Path) -> None:
@@ -298,6 +387,37 @@ def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path
         codling.encode(picture, model=codec, max_bytes=12)
     with pytest.raises(RateError, match="levels 0 to 2"):
         codling.encode(picture, model=codec, level=3)
+
+
+def test_codebooks_are_stored_exactly_at_every_precision(tmp_path: Path) -> None:
+    """They decide indices; large enough ones would be rounded to 8 bits."""
+    hyper = replace(HYPER, stacks=(Stack(16, 1024), Stack(8, 800, 2)))
+    model = tiny_oscar(replace(CONFIG, hyper=hyper))
+    for precision in ("float16", "int8"):
+        save_model(tmp_path / precision, Parts(model), precision=precision)  # type: ignore[arg-type]
+        stored = load_parts(tmp_path / precision, device=CPU).model.state_dict()
+        for name, value in model.state_dict().items():
+            if ".quantisers." in name:
+                assert torch.equal(stored[name], value), name
+
+
+def test_a_compiled_run_has_the_same_losses(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced for real, but run by the plain backend, in both stages."""
+    compiled, genuine = [], torch.compile
+
+    def plainly(function, **_):  # type: ignore[no-untyped-def]
+        compiled.append(function.__name__)
+        return genuine(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", plainly)
+    terms = []
+    for name, changes in (("plain", {}), ("fast", {"compile": True})):
+        config = tiny_run(pictures, steps=3, restore_from=2, log_every=1, **changes)
+        train(config, tmp_path / name, device=CPU, report=lambda _: None)
+        rows = read(tmp_path / name / LOG)
+        terms.append([float(row[term] or 0) for row in rows for term in ("alignment", "commitment", "squared")])
+    assert compiled == ["features", "correction"]
+    assert np.allclose(*terms, rtol=1e-4)
 
 
 def test_a_chain_passes_tokens_on_to_the_second_stage(pictures: Path, tmp_path: Path) -> None:

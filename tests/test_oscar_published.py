@@ -118,19 +118,21 @@ def test_adapters_apart_compute_what_the_published_code_does(
 
 @torch.no_grad()
 def test_merged_and_prepared_it_computes_the_same_at_every_rate(
-    merged: OscarStableDiffusion, arrays: dict[str, np.ndarray]
+    merged: OscarStableDiffusion, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not [name for name in merged.state_dict() if "lora" in name]
     prepared = merged.prepare()
     image = torch.from_numpy(arrays["image"])
-    for level in range(8):
-        tokens = prepared.encode(image, level)
+    encode, runs = prepared.autoencoder.encode, []
+    monkeypatch.setattr(prepared.autoencoder, "encode", lambda image: runs.append(image) or encode(image))
+    for level, tokens in enumerate(prepared.encode_levels(image, range(8))):
         assert agrees(tokens.indices[:, 0], arrays[f"rate{level}_indices"])
         rough = prepared.rough_latent(tokens, level)
         assert agrees(prepared.denoise(rough, level), arrays[f"rate{level}_x0"])
         assert agrees(merged.velocity(rough, level), arrays[f"rate{level}_unet"])
         if f"rate{level}_image" in arrays:
             assert agrees(prepared.decode(tokens, level), arrays[f"rate{level}_image"])
+    assert len(runs) == 1
 
 
 def test_preparing_leaves_the_model_as_it_was(merged: OscarStableDiffusion) -> None:
@@ -227,6 +229,12 @@ def test_tables_are_kept_level_by_level(merged: OscarStableDiffusion, directory:
     assert sizes[1] < sizes[0]
 
 
+def test_a_model_without_all_of_its_tables_is_damaged(merged: OscarStableDiffusion, tmp_path: Path) -> None:
+    save_model(tmp_path, Parts(merged, index_models=tables(merged)[:-1]))
+    with pytest.raises(ModelError, match="index tables for codebooks of"):
+        registry.load(tmp_path, device=CPU)
+
+
 def test_codebooks_are_stored_exactly_at_every_precision(merged: OscarStableDiffusion, tmp_path: Path) -> None:
     save_model(tmp_path, Parts(merged), precision="float16")
     stored = load_parts(tmp_path, device=CPU).model
@@ -258,6 +266,7 @@ DOWN = "conv_in.lora_A.default_encoder.weight"
             r"missing from the checkpoint: hyper_encoders\.2\.decoder\.12\.bias",
         ),
         (put("hyper_encoders", "2.surprise", torch.zeros(1)), r"not in our model: hyper_encoders\.2\.surprise"),
+        (put("hyper_encoders", "2.decoder.12.bias", torch.zeros(1)), "two tensors .* are our decoder.12.bias"),
         (put("hyper_encoders", "8.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; wanted 8"),
         (drop("hyper_encoders", CODES), "not PerCo's"),
         (drop("state_dict_unet", DOWN), r"missing from the checkpoint: unet\.conv_in\.lora_A"),

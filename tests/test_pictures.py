@@ -47,6 +47,16 @@ def test_orientation_is_applied() -> None:
     assert np.array_equal(picture.rgb, np.asarray(RGB.transpose(Image.Transpose.ROTATE_270)))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_is_ignored_with_a_warning(kind: str) -> None:
+    data = file_of(RGB, kind, exif=b"Exif\0\0no such thing")
+    picture = load_picture(data, keep=frozenset({"exif"}))
+    assert picture.rgb.shape == (24, 40, 3)
+    assert picture.exif is None
+    assert "EXIF data are damaged" in "".join(picture.warnings)
+    assert np.array_equal(load_picture(data).rgb, picture.rgb)
+
+
 def test_animations_give_their_first_frame_with_a_warning() -> None:
     frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "green", "blue")]
     picture = load_picture(file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))

@@ -56,6 +56,16 @@ def test_parts_that_are_damaged_missing_or_of_another_model(tiny_directory: Path
     with pytest.raises(ModelError, match="not those of the model"):
         join(tmp_path / "parts", tmp_path / "joined")
     assert not list((tmp_path / "joined").iterdir())
+    for content in ("[]", '["model.safetensors.000"]', '{"model.safetensors.000": 3}', "null"):
+        listed.write_text(content)
+        with pytest.raises(ModelError, match="is not a table of parts"):
+            join(tmp_path / "parts", tmp_path / "joined")
+    listed.write_text(json.dumps(hashes))
+    config = tmp_path / "parts" / "config.json"
+    config.write_text(json.dumps({"format": 1}))
+    for attempt in (join, split):
+        with pytest.raises(ModelError, match="lacks the SHA-256"):
+            attempt(tmp_path / "parts", tmp_path / "joined")
     listed.write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
         join(tmp_path / "parts", tmp_path / "joined")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import codling
+from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.indices import decode_indices, encode_indices
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError
@@ -19,7 +20,6 @@ from codling.training.cod_run import CoDRun
 from codling.training.data import batch_indices, load_pictures, training_batch
 from codling.training.denoiser_run import DenoiserRun
 from codling.training.export import export_run
-from codling.bitstream.index_tables import fit_index_model
 from codling.training.log import LOG
 from codling.training.loop import CHECKPOINT, train
 from codling.training.recipes import RECIPES, DenoiserTraining
@@ -153,6 +153,17 @@ def test_the_codebook_average_finds_clusters_and_revives_dead_codewords() -> Non
         average.update(embedding, features, torch.cdist(features, embedding).argmin(1), seed=step)
     assert torch.cdist(centres, embedding).min(1).values.max() < 0.1
     assert embedding.abs().max() < 50
+
+
+def test_a_batch_without_conditions_leaves_the_codebook_as_it_is() -> None:
+    embedding = torch.randn(5, 3)
+    average, before = CodebookAverage(embedding), embedding.clone()
+    average.update(embedding, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), seed=0)
+    assert torch.equal(embedding, before)
+    average.update(embedding, torch.randn(40, 3), torch.arange(40) % 5, seed=0)
+    count = average.count.clone()
+    average.update(embedding, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), seed=1)
+    assert torch.equal(average.count, count)
 
 
 def test_the_weight_average_is_the_recursion() -> None:

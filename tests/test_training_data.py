@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codling.errors import ConfigError
 from codling.training import shards
@@ -118,6 +119,43 @@ def test_more_than_one_percent_of_broken_entries_stops_a_run(tmp_path: Path) -> 
             assert load_pictures(tmp_path, crop=16).broken == 2
 
 
+def test_files_that_may_not_be_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(noise_picture(16, 16, seed=number)))
+    (tmp_path / "folder.png").mkdir()
+    read = Path.read_bytes
+
+    def refusing(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refusing)
+    found = load_pictures(tmp_path, crop=16)
+    assert (len(found.pictures), found.broken) == (2, 1)
+    assert [entry.name for entry in entries(str(tmp_path)) if not entry.data] == [f"{tmp_path}/1.png (PermissionError)"]
+
+
+def test_pictures_to_train_on_are_those_that_are_coded(tmp_path: Path) -> None:
+    """Upright, 16 bits rounded, transparency on white; and damaged ones are counted."""
+    picture = noise_picture(16, 24, seed=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    clear = np.dstack([picture, np.zeros((16, 24), np.uint8)])
+    for name, image, options in (
+        ("a", Image.fromarray(picture), {"exif": exif}), ("b", wide, {}), ("c", Image.fromarray(clear), {})
+    ):  # fmt: skip
+        image.save(tmp_path / f"{name}.png", **options)
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    found = load_pictures(tmp_path, crop=16, scales=(0.5, 1.0))
+    assert found.broken == 1
+    upright, gray, white = found.pictures
+    assert np.array_equal(upright, np.rot90(picture, -1))
+    assert np.array_equal(gray, picture[..., :1].repeat(3, 2))
+    assert (white == 255).all()
+
+
 def test_processes_together_have_the_batch_that_one_has(pictures: Path) -> None:
     held = load_pictures(pictures, crop=64).pictures
     batch = partial(training_batch, held, 5, batch=6, crop=64, seed=3)
@@ -202,6 +240,28 @@ def test_streams_pass_over_what_is_broken_and_stop_where_it_is_too_much(tmp_path
         StreamedSource(
             tiny_run(tmp_path, keep="stream", window=1, batch=64), places=range(64), device=CPU, state={}
         ).batch(0)
+
+
+def test_streams_pass_over_windows_without_a_batch(tmp_path: Path) -> None:
+    for shard in range(3):
+        files = {f"{shard}{i}.png": png(noise_picture(70, 70, seed=2 * shard + i)) for i in range(2)}
+        write_shard(tmp_path / f"{shard}.tar", files)
+    config = tiny_run(tmp_path, keep="stream", window=2, batch=3)  # windows of four pictures and of two
+
+    def opened(state: dict[str, int]) -> StreamedSource:
+        return StreamedSource(config, places=range(3), device=CPU, state=state)
+
+    source = opened({})
+    batches = [source.batch(step) for step in range(4)]
+    assert [window for _, window in source.begun] == [5, 6]
+    resumed = opened(source.state(3))
+    assert torch.equal(resumed.batch(3), batches[3])
+    early = opened({})
+    early.batch(0)
+    again = opened(early.state(1))
+    assert torch.equal(again.batch(1), batches[1])
+    for each in (source, resumed, early, again):
+        each.close()
 
 
 def test_a_stream_needs_shards(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import codling
 from codling.cli.main import app
 from codling.configuration import to_dict
 from codling.errors import ConfigError
+from codling.training import checkpoint, log
 from codling.training.chain import stage_of, train_stages
 from codling.training.cod_run import CoDRun
 from codling.training.engine import Engine
@@ -42,7 +44,8 @@ def losses(directory: Path) -> list[list[float]]:
 def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) -> None:
     """Same global batch, data, draws, gradients, codebook; only the order of sums differs.
 
-    Sharing weights too, they go on from the checkpoint of a single process.
+    Sharing weights too, they go on from the checkpoint of a single process. When one of them cannot read its data,
+    both stop.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     alone = {
@@ -53,12 +56,15 @@ def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) ->
     arguments = [sys.executable, "-m", "tests.distributed", str(pictures), str(two)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parent.parent
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root)
+    limit = 300  # a process that waits for one that stopped waits forever
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root, timeout=limit)
     if "Connection reset by peer" in done.stderr:
         # Seen once in nine runs: gloo lost a process. The run then goes on from its checkpoint, as a user's would.
-        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root)
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root, timeout=limit)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stdout
+    assert "stopped: training data: no picture" in done.stdout
+    assert "stopped: training: another process cannot go on" in done.stdout
     for name, run in alone.items():
         expected, found = torch.tensor(losses(one / name)), torch.tensor(losses(two / name))
         assert len(expected) == run.step
@@ -187,16 +193,63 @@ def test_what_a_run_writes_down(pictures: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard" / "tiny").glob("events*"))
 
 
-def test_logs_grow_columns_and_forget_what_was_lost(tmp_path: Path) -> None:
+def test_logs_grow_columns_and_forget_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / LOG
     for step in (1, 2, 3):
         append(path, {"step": str(step), "stage": "a", "flow": "1"})
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "read", None)  # a long log is not read again for each of its rows
+        append(path, {"step": "4", "stage": "a", "flow": "1"})
     append(path, {"step": "1", "stage": "b", "extra": "2"})
     forget(path, stage="a", after=2)
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["step", "stage", "flow", "extra"], ["1", "a", "1", ""], ["2", "a", "1", ""], ["1", "b", "", "2"],
         ]  # fmt: skip
+
+
+def test_a_row_that_a_crash_cut_off_does_not_stop_a_run(tmp_path: Path) -> None:
+    path = tmp_path / LOG
+    for step in (1, 2):
+        append(path, {"step": str(step), "stage": "a", "flow": "1"})
+    path.write_text(path.read_text() + "3,a,0.12")
+    append(path, {"step": "4", "stage": "a", "flow": "1"})
+    append(path, {"step": "5", "stage": "a", "flow": "1", "more": "2"})
+    forget(path, stage="a", after=4)
+    assert [row["step"] for row in read(path)] == ["1", "2", "3"]
+
+
+def test_means_are_of_the_steps_that_had_the_term() -> None:
+    meter = log.Meter(4)
+    for terms in ({"flow": 1.0}, {"flow": 2.0}, {"flow": 6.0, "late": 5.0}):
+        meter.add(terms)
+    row = meter.read(steps_left=0, device=CPU)
+    assert (row["flow"], row["late"]) == (3.0, 5.0)
+    meter.add({"flow": 7.0})
+    assert "late" not in meter.read(steps_left=0, device=CPU)
+
+
+def test_a_checkpoint_is_on_disk_before_its_name_is_and_its_name_before_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def noting_sync(handle: int) -> None:
+        happened.append("directory" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def noting_rename(source: Path, target: Path) -> None:
+        happened.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(os, "replace", noting_rename)
+    state = {"config": {}, "step": 3, "model": {"a": torch.arange(3)}}
+    checkpoint.write(tmp_path / CHECKPOINT, state)
+    assert happened == ["file", "rename", "directory"]
+    assert torch.equal(checkpoint.read(tmp_path / CHECKPOINT, device=CPU)["model"]["a"], torch.arange(3))
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 def test_validation_repeats_itself(pictures: Path) -> None:

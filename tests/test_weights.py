@@ -9,10 +9,12 @@ import torch
 import yaml
 
 from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
-from codling.weights import catalogue, registry
+from codling.rcc.plan import ErrorTable
+from codling.weights import catalogue, registry, store
 from codling.weights.importers.cod import config_from_published, import_cod, model_from_published, rename
 from codling.weights.packing import pack, unpack
 from codling.weights.registry import load_codec
@@ -71,6 +73,10 @@ def test_every_tensor_is_consumed_and_every_one_filled() -> None:
         ({k: v for k, v in state.items() if k != name}, "missing from the checkpoint: .*attention.qkv"),
         (state | {"surprise": torch.zeros(1)}, "not in our model: surprise"),
         (state | {name: torch.zeros(3, 3)}, "has shape"),
+        (
+            state | {"blocks.0.attention.qkv.weight": state[name]},
+            "two tensors of the checkpoint are our .*attention.qkv",
+        ),
         ({f"denoiser.{k}": v for k, v in state.items()} | {"other.x": torch.zeros(1)}, "unknown purpose"),
     ]:
         with pytest.raises(ModelError, match=message):
@@ -201,9 +207,45 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
         (directory / "config.json").write_text(text)
         with pytest.raises(ModelError, match=message):
             registry.load(directory, device=CPU)
+    (directory / "model.safetensors").write_bytes(weights)
+    (directory / "config.json").write_text(config.replace('"codebook_size": 12', '"codebook_size": 13'))
+    with pytest.raises(ModelError, match=r"of another shape: .*quantiser"):
+        registry.load(directory, device=CPU)
     (directory / "config.json").write_text(config.replace('"stride"', '"strid"'))
     with pytest.raises(ConfigError, match=r"did you mean .*stride"):
         registry.load(directory, device=CPU)
+
+
+@pytest.mark.parametrize("groups", [11, 13])
+def test_index_tables_must_be_those_of_the_codebook(tmp_path: Path, groups: int) -> None:
+    tables = IndexModel(np.zeros(groups, np.uint8), np.ones((4, groups), np.uint16))
+    save_model(tmp_path, Parts(tiny_model(), index_model=tables))
+    with pytest.raises(ModelError, match=rf"codebooks of \[{groups}\], wanted \[12\]"):
+        registry.load(tmp_path, device=CPU)
+
+
+def test_index_tables_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = IndexModel(np.zeros(12, np.uint8), np.ones((4, 12), np.uint16))
+    object.__setattr__(tables, "weights", tables.weights[1:])
+    save_model(tmp_path / "rows", Parts(tiny_model(), index_model=tables))
+    monkeypatch.setattr(store, "INDEX_PARTS", ("groups",))
+    save_model(tmp_path / "lost", Parts(tiny_model(), index_model=tables))
+    monkeypatch.undo()
+    for name in ("rows", "lost"):
+        with pytest.raises(ModelError, match="tables index_model of the model are damaged"):
+            registry.load(tmp_path / name, device=CPU)
+
+
+def test_error_tables_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ErrorTable(np.array([1, 1023]), np.array([0, 100]), np.zeros((2, 3, 2), np.int64))
+    monkeypatch.setattr(store, "ERROR_PARTS", ("levels", "edges"))
+    save_model(tmp_path / "lost", Parts(tiny_model(), error_tables={True: table}))
+    monkeypatch.undo()
+    object.__setattr__(table, "log_error", table.log_error[1:])
+    save_model(tmp_path / "short", Parts(tiny_model(), error_tables={True: table}))
+    for name in ("lost", "short"):
+        with pytest.raises(ModelError, match=r"tables error_table\.conditional of the model are damaged"):
+            registry.load(tmp_path / name, device=CPU)
 
 
 def test_hub_models_come_from_a_mirror_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def load(
 
     wanted = None if codec is None else _codec_id(codec)
     if isinstance(model, str | os.PathLike):
-        return load_from_registry(model, device=_device(device), codec=wanted)
+        return load_from_registry(model, device=torch_device(device), codec=wanted)
     if wanted not in (None, model.codec_id):
         raise ModelError(f"the model is loaded as codec {model.codec_id.name.lower()}; load it as {codec} instead")
     return model
@@ -227,10 +227,21 @@ def load_for(stream: Stream, *, model: "str | os.PathLike[str] | Codec | None" =
     from codling.weights.registry import load_by_id
 
     if model is None:
-        return load_by_id(stream.model_id, device=_device(device), codec=stream.codec)
+        return load_by_id(stream.model_id, device=torch_device(device), codec=stream.codec)
     if isinstance(model, str | os.PathLike):
         return load(model, codec=_codec_name(stream.codec), device=device)
     return model
+
+
+def torch_device(name: str) -> "torch.device":
+    """The device that "auto", "cpu" or "cuda" stands for. Raises ModelError on another name, or without CUDA."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ModelError(f'device must be "auto", "cpu" or "cuda", got {name!r}')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _beginning(stream: Stream, size: int) -> Stream:
@@ -274,13 +285,3 @@ def _codec_id(name: str) -> CodecId:
     if name not in known:
         raise ConfigError(f"unknown codec {name!r}{suggest(name, known)}")
     return known[name]
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise ModelError(f'device must be "auto", "cpu" or "cuda", got {name!r}')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda was asked for, but torch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,8 +59,7 @@ def load_picture(source: PictureLike, *, keep: frozenset[Extra] = frozenset(), m
         raise ImageError(f"the picture is damaged or cut: {error}") from error
 
     icc = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
-    exif = image.getexif().tobytes() if "exif" in keep and image.getexif() else None
+    image, exif = _upright(image, warnings, keep_exif="exif" in keep)
     alpha: np.ndarray | None = None
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -127,6 +127,16 @@ def _open(source: PictureLike) -> Image.Image:
             raise ImageError(f"an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), got {source.dtype} {shape}")
         return Image.fromarray(source)
     return Image.open(Path(source))
+
+
+def _upright(image: Image.Image, warnings: list[str], *, keep_exif: bool) -> tuple[Image.Image, bytes | None]:
+    """The picture turned as its EXIF data say, and these data without the turn if they are kept and there are any."""
+    try:
+        image = ImageOps.exif_transpose(image)
+        return image, (image.getexif().tobytes() if keep_exif and image.getexif() else None)
+    except (SyntaxError, ValueError, OSError, struct.error) as error:
+        warnings.append(f"the EXIF data are damaged and were ignored ({error})")
+        return image, None
 
 
 def _to_rgb(

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from codling.bitstream import entropy, indices
 from codling.bitstream.bits import pack_bits, unpack_bits
 from codling.bitstream.entropy import Decoder, Encoder, TableSet, fit_weights, frequencies
+from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
 from codling.errors import FormatError
-from codling.bitstream.index_tables import fit_index_model
 
 
 def documented_decoder(data: bytes, rows: list[np.ndarray]) -> list[int]:
@@ -66,6 +67,33 @@ def test_coding_is_invertible_near_the_ideal_and_as_documented() -> None:
         assert ideal - 1 <= len(data) <= ideal + 2
 
 
+def test_no_shorter_ending_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is found without decoding, which would take as long as the symbols do, for every ending tried."""
+    monkeypatch.setattr(entropy, "Decoder", None)
+    rng, lengths = np.random.default_rng(3), set()
+    for _ in range(30):
+        tables = TableSet(fit_weights(rng.dirichlet(np.full(9, 0.2), size=1)))
+        symbols = [int(s) for s in rng.integers(0, 9, int(rng.integers(1, 9)))]
+        encoder = Encoder()
+        for symbol in symbols:
+            encoder.put(symbol, tables, 0)
+        data, rows = encoder.finish(), [tables.weights[0]] * len(symbols)
+        assert documented_decoder(data, rows) == symbols
+        lengths.add(len(data))
+        if 1 <= len(data) <= 2:
+            shorter = (b"", *(bytes([byte]) for byte in range(256) if len(data) == 2))
+            assert all(tried(one, rows) != symbols for one in shorter)
+    assert {1, 2} <= lengths
+
+
+def tried(data: bytes, rows: list[np.ndarray]) -> list[int] | None:
+    """What the documented decoder makes of any bytes, None of those that no symbol has."""
+    try:
+        return documented_decoder(data, rows)
+    except IndexError:
+        return None
+
+
 @pytest.mark.parametrize("bits", [1, 3, 4, 8, 11])
 @pytest.mark.parametrize("count", [0, 1, 7, 64])
 def test_bit_packing_is_invertible(bits: int, count: int) -> None:
@@ -121,6 +149,32 @@ def test_malformed_index_payloads() -> None:
             decode_indices(data, (2, 2), 3, model)
     with pytest.raises(FormatError, match="no tables"):
         decode_indices(b"\1", (2, 2), 3, None)
+
+
+def test_a_few_coded_bytes_are_no_map_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest index costs something, and so do a million of them."""
+    maps = [np.random.default_rng(0).poisson(1, (20, 20)).clip(0, 7) for _ in range(20)]
+    model = fit_index_model(maps, 8)
+    tables = TableSet(model.weights)
+    cheapest = min(tables.bits(row, index) for row in range(len(model.weights)) for index in range(8))
+    assert cheapest - 1 / 1024 <= model.least_cost / 1024 <= cheapest
+    least = int(1000 * 1000 * model.least_cost / 8192)
+    monkeypatch.setattr(indices, "Decoder", None)  # a million indices would take seconds
+    for data in (b"\1", b"\1\x55\xaa", b"\1" + bytes(least - 1)):
+        with pytest.raises(FormatError, match=f"at least {least} bytes, got {len(data) - 1}"):
+            decode_indices(data, (1000, 1000), 8, model)
+
+
+def test_maps_whose_code_ends_in_zeros_are_filled_up() -> None:
+    """Index 0 alone has the code 0, which needs no byte; its map must decode nevertheless."""
+    model = fit_index_model([np.random.default_rng(0).integers(0, 2, (20, 20)) for _ in range(9)], 2)
+    assert model.least_cost > 0
+    for side in (1, 10, 40):
+        zeros = np.zeros((side, side), int)
+        data = encode_indices(zeros, 2, model)
+        assert np.array_equal(decode_indices(data, (side, side), 2, model), zeros)
+    assert data[0] == 1
+    assert len(data) == 1 + 1600 * model.least_cost // 8192 > 1
 
 
 def test_tables_must_fit_their_groups() -> None:

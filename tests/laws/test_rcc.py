@@ -1,6 +1,7 @@
 """Reverse channel coding: the compiled search against a plain one, decoding without a search, and bits well spent."""
 
 import itertools
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from codling.bitstream.prng import gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
+from codling.rcc import trellis
 from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.kernels import TILE, philox, score_block, score_candidates
 from codling.rcc.pfr import scores
@@ -94,6 +96,27 @@ def test_threads_change_nothing(threads: int) -> None:
     assert len(np.unique(alone)) == 8
     one, many = (scores(target, 1001, seed=1, step=2, chunk=3, threads=n) for n in (1, threads))
     assert np.array_equal(one, many)
+
+
+def test_large_pools_are_searched_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, bits = np.random.default_rng(0), np.full(40, 4)
+    starts, shares = split(160, 40), np.full(40, 0.6)
+    target = rng.normal(size=160).astype(np.float32)
+
+    def searched(batch_scores: int) -> tuple[np.ndarray, int]:
+        monkeypatch.setattr(trellis, "BATCH_SCORES", batch_scores)
+        tracemalloc.start()
+        message = search(target, starts, shares, bits, memory=8, step=1, threads=2)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return message, peak
+
+    searched(1)  # compiles
+    (whole, much), (sliced, little), (singly, least) = (searched(4096 * groups) for groups in (40, 3, 0))
+    assert np.array_equal(whole, sliced)
+    assert np.array_equal(whole, singly)
+    assert much - little == pytest.approx(4 * 4096 * 37, rel=0.1)
+    assert little > least
 
 
 def test_parts_make_up_the_whole_and_raise_their_errors() -> None:

@@ -67,11 +67,9 @@ class Encoder:
 
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
-        self._sent: list[tuple[int, TableSet, int]] = []
 
     def put(self, symbol: int, tables: TableSet, context: int) -> None:
         self._coder.encode(int(symbol), tables.model(context))
-        self._sent.append((int(symbol), tables, context))
 
     def finish(self) -> bytes:
         """The shortest bytes that decode to the symbols: 32-bit words, most significant byte first, cut at the end.
@@ -80,20 +78,24 @@ class Encoder:
         most zero bytes is found by trying. That saves two bytes or so of the coder's own ending.
         """
         whole = self._coder.get_compressed().astype(">u4").tobytes()
+        # A number decodes to the symbols just if it lies in the last interval: each lies within the one before. The
+        # coder says that interval modulo 2^64; its own ending lies inside.
+        words, (lower, width) = self._coder.pos()
+        size = 4 * (words + 2)
+        inside = _number(whole, size)
+        begin = inside - (inside - lower) % 2**64
         for dropped in range(min(8, len(whole)), 0, -1):
             kept = whole[: len(whole) - dropped]
             above = (int.from_bytes(kept, "big") + 1).to_bytes(len(kept) + 1, "big")[1:]
             for candidate in (kept, above):
-                if self._decodes(candidate):
+                if begin <= _number(candidate, size) < begin + width:
                     return candidate.rstrip(b"\0")
         return whole
 
-    def _decodes(self, data: bytes) -> bool:
-        decoder = Decoder(data)
-        try:
-            return all(decoder.get(tables, context) == symbol for symbol, tables, context in self._sent)
-        except FormatError:
-            return False
+
+def _number(data: bytes, size: int) -> int:
+    """Bytes, continued with zeros to that size, as an integer."""
+    return int.from_bytes(data.ljust(size, b"\0"), "big")
 
 
 class Decoder:

@@ -1,18 +1,23 @@
 """Maps of vector-quantiser indices as bytes: context coded, or raw where that is shorter.
 
 The first byte is the mode. RAW: fixed width, most significant bit first. CODED: each index in raster order by the range
-coder, with the table of its context: the groups of its left and upper neighbours.
+coder, with the table of its context: the groups of its left and upper neighbours. It is filled up with zeros to what as
+many indices of the most frequent kind take, so that a few bytes cannot claim to be a picture of any size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
 from codling.bitstream.bits import pack_bits, packed_size, unpack_bits
-from codling.bitstream.entropy import Decoder, Encoder, TableSet
+from codling.bitstream.entropy import PRECISION, Decoder, Encoder, TableSet, frequencies
 from codling.errors import FormatError
+
+# Costs of indices are counted in so many parts of a bit.
+PARTS = 1024
 
 
 class Mode(IntEnum):
@@ -42,6 +47,12 @@ class IndexModel:
         """The group of positions outside the map: G."""
         return int(self.groups.max()) + 1
 
+    @cached_property
+    def least_cost(self) -> int:
+        """What the cheapest index of any context takes, in 1024ths of a bit, rounded down: integers alone decide it."""
+        most = max(int(frequencies(row).max()) for row in self.weights)
+        return PARTS * PRECISION - (most**PARTS - 1).bit_length()
+
     def context(self, indices: np.ndarray, row: int, column: int) -> int:
         """Row of the table for a position whose left and upper neighbours are known."""
         left = self.groups[indices[row, column - 1]] if column else self.outside
@@ -52,6 +63,11 @@ class IndexModel:
 def index_bits(codebook_size: int) -> int:
     """Bits of an index at fixed width."""
     return (codebook_size - 1).bit_length()
+
+
+def least_bytes(count: int, models: Sequence[IndexModel]) -> int:
+    """Bytes of coded maps of `count` indices each, one a model: no fewer, whatever the indices."""
+    return count * sum(model.least_cost for model in models) // (8 * PARTS)
 
 
 def encode_indices(indices: np.ndarray, codebook_size: int, model: IndexModel | None) -> bytes:
@@ -75,7 +91,7 @@ def encode_maps(maps: np.ndarray, codebook_size: int, models: Sequence[IndexMode
         tables = TableSet(model.weights)
         for row, column in np.ndindex(*indices.shape):
             encoder.put(int(indices[row, column]), tables, model.context(indices, row, column))
-    coded = bytes([Mode.CODED]) + encoder.finish()
+    coded = bytes([Mode.CODED]) + encoder.finish().ljust(least_bytes(maps[0].size, models), b"\0")
     return coded if len(coded) < len(raw) else raw
 
 
@@ -101,6 +117,12 @@ def decode_maps(
         raise FormatError("the indices are entropy coded, but the model has no tables")
     if len(data) - 1 > packed_size(count, bits):
         raise FormatError("the coded indices are longer than raw ones, which an encoder never writes")
+    least = least_bytes(shape[1] * shape[2], models)
+    if len(data) - 1 < least:
+        raise FormatError(
+            f"{' x '.join(map(str, shape))} coded indices take at least {least} bytes, got {len(data) - 1}: the file "
+            "is damaged, or its size is not that of its picture"
+        )
     decoder, maps = Decoder(data[1:]), np.zeros(shape, np.int64)
     for indices, model in zip(maps, models, strict=True):
         tables = TableSet(model.weights)

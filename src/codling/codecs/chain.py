@@ -23,9 +23,9 @@ class Chain:
 
     velocity: of the flow, on states (1, C, h, w) as the backbone has them. table: expected errors of its estimates.
     layout: the coefficients of a component in bands. settings: the stream's own. state: (C, h, w) float32,
-    coefficients; each band at a noise level of its own. known: (C, K), those levels, in 1024ths. level: the noise level of
-    the step, at which estimates are made; `known` is nowhere below it. step: how many were walked. _estimate: that of
-    this level, once it was asked for. _last: the one before, or 0.
+    coefficients; each band at a noise level of its own. known: (C, K), those levels, in 1024ths. level: the noise level
+    of the step, at which estimates are made; `known` is nowhere below it. step: how many were walked. _estimate: that
+    of this level, once it was asked for. _last: the one before, or 0.
     """
 
     velocity: VelocityFunction

@@ -57,8 +57,9 @@ class CoDCodec:
         payload = self.encode_indices(self.indices(image))
         if target.max_bytes is not None and len(payload) > target.max_bytes:
             raise RateError(
-                f'codec "cod" of model {self.name} needs {len(payload)} bytes for this picture and its header; '
-                f"{target.max_bytes} are left. Allow {len(payload) - target.max_bytes} more, or use another model"
+                f"{target.max_bytes} bytes are left for the payload after the header, but model {self.name} needs "
+                f"{len(payload)} for this picture; ask for {len(payload) - target.max_bytes} bytes more, or use "
+                "another model"
             )
         return payload
 

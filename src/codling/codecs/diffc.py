@@ -87,7 +87,8 @@ class DiffCCodec:
         chain = self.start(condition, height=height, width=width, settings=self.config)
         try:
             final, settings = read_settings(reader, self.config)
-            found = read_map(reader, self.tables_for(condition), *chain.state.shape[1:], self.backbone.stride)
+            rows, columns = chain.state.shape[1:]
+            found = read_map(reader, self.tables_for(condition), rows, columns, self.backbone.stride)
         except OutOfBitsError:
             yield chain, before
             return

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import varint
-from codling.codecs.activity_map import ActivityMap, Tables, USUAL_CELLS, cells_for, measure, prior_power, write_map
+from codling.codecs.activity_map import USUAL_CELLS, ActivityMap, Tables, cells_for, measure, prior_power, write_map
 from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
@@ -86,12 +86,12 @@ class Encoder:
         """The map for a budget, if the model's streams have one."""
         if self.tables.local is None:
             return None
-        stride = self.codec.backbone.stride
-        code = USUAL_CELLS if max_bytes is None else cells_for(max_bytes, *state.shape[1:], stride)
+        stride, (height, width) = self.codec.backbone.stride, state.shape[1:]
+        code = USUAL_CELLS if max_bytes is None else cells_for(max_bytes, height, width, stride)
         if not code:
             return None
         whole = self.tables.whole
-        power = prior_power(whole, Layout.make(whole.edges, *state.shape[1:]), state.shape)
+        power = prior_power(whole, Layout.make(whole.edges, height, width), (len(state), height, width))
         return measure(state, power, code, stride)
 
     def to_level(self, final: int) -> bytes:

@@ -22,6 +22,8 @@ from codling.models.rate_levels import OscarModel, Tokens
 GAIN_STEP = 1 / 16
 GAIN_RANGE = (-128, 127)
 MODES = len(Mode)
+# A payload's first byte says level and mode.
+MAX_LEVELS = 256 // MODES
 
 
 class OscarCodec:
@@ -36,6 +38,10 @@ class OscarCodec:
     def __init__(
         self, model: OscarModel, *, name: str, model_id: int, index_models: Sequence[IndexModel] = (), gains: int = 0
     ):
+        if len(model.levels) > MAX_LEVELS:
+            raise ConfigError(
+                f"model {name} has {len(model.levels)} levels; a payload's first byte can name {MAX_LEVELS} at most"
+            )
         if index_models and len(index_models) != len(model.levels):
             raise ConfigError(f"{len(index_models)} index tables for {len(model.levels)} levels; wanted one a level")
         self.model, self.name, self.model_id, self.gains = model, name, model_id, gains
@@ -57,11 +63,14 @@ class OscarCodec:
             return self.encode_level(image, len(self.model.levels) - 1)
         return self._encode_within(image, target.max_bytes)
 
-    @torch.inference_mode()
     def encode_level(self, image: Tensor, level: int) -> bytes:
         """Image (1, 3, H, W) in [-1, 1], any size -> payload at a level of the rate table."""
-        padded = pad_to_grid(image, self.model.grid).to(self.model.device)
-        return self.pack(self.model.encode(padded, level), level)
+        return self.pack(self._tokens(image, [level])[0], level)
+
+    @torch.inference_mode()
+    def _tokens(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        """Image of any size -> tokens at these levels."""
+        return self.model.encode_levels(pad_to_grid(image, self.model.grid).to(self.model.device), levels)
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
@@ -115,21 +124,19 @@ class OscarCodec:
         return steps.numpy().astype(np.int8).tobytes()
 
     def _encode_within(self, image: Tensor, max_bytes: int) -> bytes:
-        sizes = []
-        for level in reversed(range(len(self.model.levels))):
-            size = self._raw_size(level, *image.shape[-2:])
-            # Without tables the length is known beforehand, and a level that cannot fit is not worth a network.
-            if not self.index_models and size > max_bytes:
-                sizes.append((size, level))
-                continue
-            payload = self.encode_level(image, level)
+        sizes = {level: self._raw_size(level, *image.shape[-2:]) for level in range(len(self.model.levels))}
+        # Without tables the length is known beforehand, and a level that cannot fit is not worth a network.
+        levels = [level for level, size in sizes.items() if self.index_models or size <= max_bytes]
+        tokens = self._tokens(image, levels) if levels else []
+        for level, found in reversed(list(zip(levels, tokens, strict=True))):
+            payload = self.pack(found, level)
             if len(payload) <= max_bytes:
                 return payload
-            sizes.append((len(payload), level))
-        smallest, level = min(sizes)
+            sizes[level] = len(payload)
+        smallest, level = min((size, level) for level, size in sizes.items())
         raise RateError(
-            f'codec "oscar" of model {self.name} needs at least {smallest} bytes (level {level}) for this picture '
-            f"beside its header; {max_bytes} are left. Allow {smallest - max_bytes} more, or use another model"
+            f"{max_bytes} bytes are left for the payload after the header, but model {self.name} needs at least "
+            f"{smallest} for this picture (level {level}); ask for {smallest - max_bytes} bytes more"
         )
 
     def _raw_size(self, level: int, height: int, width: int) -> int:

@@ -1,5 +1,7 @@
 """Our pixel-space OSCAR as the codec sees it: pictures of any size in tiles, noise from the shared generator."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,11 @@ class PixelOscar:
 
     def encode(self, image: Tensor, level: int) -> Tokens:
         """Image (B, 3, H, W) in [-1, 1], sides multiples of `grid` -> tokens at a level."""
-        return Tokens(self.network.hyper.encode(image, level))
+        return self.encode_levels(image, (level,))[0]
 
-    @torch.inference_mode()
-    def all_maps(self, image: Tensor) -> list[Tensor]:
-        """Image (1, 3, H, W) -> the map of indices (h, w) that each level adds."""
-        hyper, maps = self.network.hyper, []
-        for stack, features in enumerate(hyper.features(image.to(self.device))):
-            maps += [indices[0].cpu() for indices in hyper.quantise(features, stack).indices]
-        return maps
+    def encode_levels(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        """The same at several levels, for one run of the encoder."""
+        return [Tokens(indices) for indices in self.network.hyper.encode(image, levels)]
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W), each picture with the same grain."""

@@ -46,8 +46,7 @@ def measure(model: LatentModel, images: Iterable[Tensor]) -> Measurement:
         padded = pad_to_grid(image, model.grid).to(model.device)
         latent = model.latent(padded)
         powers.append(pseudo_time.root_mean_square(latent) ** 2)
-        for level in range(count):
-            tokens = model.encode(padded, level)
+        for level, tokens in enumerate(model.encode_levels(padded, range(count))):
             cosines[level].append(float(pseudo_time.cosine(latent, model.rough_latent(tokens, level)).mean()))
             maps[level].append(tokens.indices[0, -1].cpu().numpy())
     if not powers:

@@ -1,6 +1,5 @@
 """How much goes on where: a picture's power in every cell of a grid, beside what photographs have on average."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

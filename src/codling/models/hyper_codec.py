@@ -9,6 +9,7 @@ s stands for 8x8 samples of the picture shrunk by s / 8, so that all shortcuts a
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,11 +157,11 @@ class HyperCodec(nn.Module):
                 coded.commitments.append(F.mse_loss(features, summed))
         return coded
 
-    def encode(self, image: Tensor, level: int) -> Tensor:
-        """Image -> indices (B, depth, h, w) of a level, int64."""
-        chosen = self.config.levels[level]
-        coded = self.quantise(self.features(image)[chosen.stack], chosen.stack)
-        return torch.stack(coded.indices[: chosen.depth], 1)
+    def encode(self, image: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """Image -> indices (B, depth, h, w) of each of these levels, int64."""
+        features, chosen = self.features(image), [self.config.levels[level] for level in levels]
+        coded = {stack: self.quantise(features[stack], stack).indices for stack in {of.stack for of in chosen}}
+        return [torch.stack(coded[of.stack][: of.depth], 1) for of in chosen]
 
     def decode(self, indices: Tensor, level: int) -> Tensor:
         """The coarse image (B, 3, H, W) that indices (B, depth, h, w) of a level stand for."""

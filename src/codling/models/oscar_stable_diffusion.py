@@ -5,6 +5,7 @@ v = UNet(z', the level's timestep, learned prompt);  z estimate = sqrt(a) z' - s
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -91,10 +92,16 @@ class OscarStableDiffusion(nn.Module):
 
     def encode(self, image: Tensor, level: int) -> Tokens:
         """Image (B, 3, H, W) in [-1, 1] -> tokens. The latent is the posterior's mean; published, a sample of it."""
-        latent = self.latent(image)
-        indices = self.hyper_encoder(level).indices(latent)
-        rough = self.hyper_encoder(level).latent(indices)
-        return Tokens(indices[:, None], (channel_norms(latent) / channel_norms(rough)).log())
+        return self.encode_levels(image, (level,))[0]
+
+    def encode_levels(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        """The same at several levels, for one run of the autoencoder."""
+        latent, found = self.latent(image), []
+        for level in levels:
+            indices = self.hyper_encoder(level).indices(latent)
+            rough = self.hyper_encoder(level).latent(indices)
+            found.append(Tokens(indices[:, None], (channel_norms(latent) / channel_norms(rough)).log()))
+        return found
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W) in [-1, 1]."""

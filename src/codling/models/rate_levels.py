@@ -4,6 +4,7 @@ OSCAR (Guo et al. 2025) takes a compressed latent for a noisy one: the coarser i
 noise to data. One network, told that place, undoes all of it in one evaluation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -57,6 +58,10 @@ class OscarModel(Protocol):
 
     def encode(self, image: Tensor, level: int) -> Tokens:
         """Image (B, 3, H, W) in [-1, 1] -> tokens at a level."""
+        ...
+
+    def encode_levels(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        """The same at several levels, for one run of what they share."""
         ...
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:

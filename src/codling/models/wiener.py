@@ -57,8 +57,8 @@ class WienerFilter(nn.Module):
     def hide_places(self, x: Tensor, noise: Tensor, least: Tensor, octaves: Tensor, slope: Tensor) -> Tensor:
         """As `hide`, by frequency and place, where the activity of cells is known.
 
-        octaves: (B, rows, columns), of cells that the picture is evenly cut into. slope: (B,), octaves by which power is
-        thought to rise with an octave of activity.
+        octaves: (B, rows, columns), of cells that the picture is evenly cut into. slope: (B,), octaves by which power
+        is thought to rise with an octave of activity.
         """
         s = noise.view(-1, 1, 1, 1)
         height, width = x.shape[-2:]

@@ -43,8 +43,8 @@ class ErrorTable:
     """Expected squared error of a model's denoiser on coefficients, by noise level, radial frequency and activity.
 
     levels: (L,) ascending noise levels. edges: (K,) ascending radii in units of 1/8192 of the sampling frequency, the
-    lower bounds of the frequency bands, the first 0. classes: M, of activity; 1 tells none apart. log_error: (L, C, K M)
-    integers, log2 of the error in Q8; band k M + m is frequency band k where the activity has class m.
+    lower bounds of the frequency bands, the first 0. classes: M, of activity; 1 tells none apart. log_error:
+    (L, C, K M) integers, log2 of the error in Q8; band k M + m is frequency band k where the activity has class m.
     """
 
     levels: np.ndarray
@@ -235,7 +235,7 @@ def spread_activity(activity: np.ndarray, height: int, width: int) -> np.ndarray
     """
     sums = np.zeros((activity.shape[0] + 1, activity.shape[1] + 1), np.int64)
     sums[1:, 1:] = (1 << activity.astype(np.int64)).cumsum(0).cumsum(1)
-    out = np.full((height, width), _octave(sums[-1, -1], np.int64(activity.size)))
+    out = np.full((height, width), _octave(sums[-1:, -1:], np.array(activity.size)))
     for box in boxes(height, width):
         top, bottom = _touched(box.height, activity.shape[0])
         left, right = _touched(box.width, activity.shape[1])
@@ -301,4 +301,6 @@ def _touched(parts: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _octave(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """log2(total / count), half up, of integers total >= count: the last k with total / count >= 2^(k - 1/2)."""
-    return sum((2 * total**2 >= (count << k) ** 2).astype(np.int64) for k in range(1, MOST_CLASSES))
+    steps = np.arange(1, MOST_CLASSES)
+    out: np.ndarray = (2 * total[..., None] ** 2 >= (count[..., None] << steps) ** 2).sum(-1)
+    return out

@@ -41,9 +41,7 @@ def boxes(height: int, width: int) -> tuple[Box, ...]:
     octave = 0
     while True:
         # Bounds of the parts of [0, 2^-octave) of all frequencies, along each axis.
-        rows, columns = (
-            [side * i // (2 * PARTS << octave) for i in range(2 * PARTS + 1)] for side in (height, width)
-        )
+        rows, columns = ([side * i // (2 * PARTS << octave) for i in range(2 * PARTS + 1)] for side in (height, width))
         ring = [
             Box(rows[i], columns[j], rows[i + 1] - rows[i], columns[j + 1] - columns[j])
             for i in range(2 * PARTS)

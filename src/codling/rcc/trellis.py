@@ -24,8 +24,9 @@ from codling.rcc.threads import in_parts
 
 # States of the search are 2^memory; a register holds at most 8 bits more.
 MAX_MEMORY = 16
-# Groups scored between two turns of the path search: enough that threads seldom wait for each other.
-BATCH = 64
+# Groups scored between two turns of the path search: enough that threads seldom wait for each other, unless their
+# scores together would be more than 256 MB.
+BATCH, BATCH_SCORES = 64, 1 << 26
 
 
 class Search(Protocol):
@@ -55,7 +56,8 @@ def search(
     counts = np.int64(1) << memory + sends
     value = np.full(1 << memory, -np.inf, np.float32)
     value[0] = 0
-    scores = np.empty((min(groups, BATCH), counts.max()), np.float32)
+    batch = min(groups, BATCH, max(1, BATCH_SCORES // int(counts.max())))
+    scores = np.empty((batch, counts.max()), np.float32)
     back = np.empty((groups, 1 << memory), np.uint8)
     draws = (np.uint32(step), *_key(seed), normal_table())
 
@@ -64,8 +66,8 @@ def search(
         score_groups(padded, valid, places, gain, penalty, counts, begin, *draws, part)
 
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, groups, BATCH):
-            last = min(first + BATCH, groups)
+        for first in range(0, groups, batch):
+            last = min(first + batch, groups)
             in_parts(pool, threads, first, last, score)
             extend_paths(value, scores[: last - first], memory, sends[first:last], back[first:last])
     message = np.zeros(groups, np.uint8)

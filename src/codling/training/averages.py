@@ -42,7 +42,9 @@ class CodebookAverage:
 
     @torch.no_grad()
     def update(self, embedding: Tensor, features: Tensor, indices: Tensor, *, seed: int) -> None:
-        """`features` (N, D) and the `indices` (N,) that they got."""
+        """`features` (N, D) and the `indices` (N,) that they got; without any, nothing changes."""
+        if not len(features):
+            return
         count = torch.bincount(indices, minlength=len(embedding)).float()
         summed = torch.zeros_like(self.sum).index_add_(0, indices, features)
         first = self.count.sum() == 0

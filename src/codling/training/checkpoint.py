@@ -14,10 +14,19 @@ from codling.training.engine import whole
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Beside its final place, then renamed: a killed run never leaves half a file."""
+    """Beside its final place, then renamed: neither a killed run nor a lost machine leaves half a file."""
     temporary = path.with_suffix(".tmp")
-    torch.save(dict(state), temporary)
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    # The new name is on disk only when its directory is.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def read(path: Path, *, device: torch.device, lazily: bool = False) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Training pictures decoded once, and the batch of every step: a pure function of seed, step and place in the batch."""
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,13 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codling.errors import ConfigError
+from codling.errors import ConfigError, ImageError
+from codling.pictures import load_picture
 from codling.training.augment import augmented
 from codling.training.shards import Entry, entries
 
 MAX_BROKEN = 0.01
 # How much crops are enlarged, unless a recipe says otherwise.
 SCALES = (0.7, 1.3)
+# Larger pictures count as broken; they are shrunk before they are kept, so the limit is above that of coding.
+MAX_TRAINING_PIXELS = 2**27
 # Entries that wait, encoded, for the threads that decode them.
 DECODE_AHEAD = 256
 
@@ -55,11 +57,13 @@ class Damage:
 
 
 def decode(data: bytes, longest: int) -> np.ndarray | None:
-    """A picture file as (H, W, 3) uint8, its short side shrunk to at most `longest`; None if it cannot be read."""
+    """A picture file as (H, W, 3) uint8, its short side shrunk to at most `longest`; None if it cannot be read.
+
+    It becomes what the encoder would make of it: upright, 8 bits, sRGB, on white where it is transparent.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = Image.fromarray(load_picture(data, max_pixels=MAX_TRAINING_PIXELS).rgb)
+    except ImageError:
         return None
     if min(picture.size) > longest:
         factor = longest / min(picture.size)

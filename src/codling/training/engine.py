@@ -4,8 +4,8 @@ Lightning Fabric starts the processes (or finds those that torchrun started), wr
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codling.errors import ConfigError
 
 Strategy = Literal["ddp", "fsdp"]
+T = TypeVar("T")
 PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
 
 
@@ -99,9 +100,22 @@ class Engine:
         """Whether the flag is set in any process."""
         return self.mean({"flag": float(flag)})["flag"] > 0
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self.fabric.barrier()
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work`, which must not wait for other processes, returns in each of them.
+
+        All wait until all have done it. If it fails in one of them it fails in all, as those that went on would wait
+        for that one forever.
+        """
+        if self.world == 1:
+            return work()
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        if not self.any(failure is not None):
+            return result
+        raise failure or ConfigError("training: another process cannot go on, so this one stops too; it says why")
 
 
 def _shard(module: nn.Module, mesh: Any) -> nn.Module:

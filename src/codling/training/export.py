@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
+from codling.codecs.activity_map import Tables
 from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
@@ -17,12 +19,11 @@ from codling.codecs.oscar_pixel import PixelOscar
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
-from codling.codecs.activity_map import Tables
 from codling.training.data import load_pictures
-from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
-from codling.weights.packing import Precision, unpack
+from codling.weights.catalogue import Precision
+from codling.weights.packing import unpack
 from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
@@ -85,8 +86,10 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Pa
     codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
     for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
         image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
-        for found, indices in zip(maps, codec.all_maps(image), strict=True):
-            found.append(indices.numpy())
+        with torch.inference_mode():
+            tokens = codec.encode_levels(image, range(len(maps)))
+        for found, of_level in zip(maps, tokens, strict=True):
+            found.append(of_level.indices[0, -1].numpy())
     tables = (
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)

@@ -51,11 +51,10 @@ class Log:
 
 def append(path: Path, row: Mapping[str, str]) -> None:
     """Add a row to a CSV. Columns that it did not have yet are added to all rows."""
-    rows = read(path)
-    known = list(rows[0]) if rows else []
+    known = columns_of(path)
     columns = [*known, *(name for name in row if name not in known)]
     if columns != known:
-        _rewrite(path, columns, rows)
+        _rewrite(path, columns, read(path))
     with path.open("a", newline="") as file:
         csv.DictWriter(file, columns, restval="").writerow(row)
 
@@ -76,10 +75,19 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def columns_of(path: Path) -> list[str]:
+    """The columns of a CSV, none of one that does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
+
+
 def _rewrite(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
+        # A row that was cut off by a crash, and so runs into the next, can have more fields than there are columns.
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
@@ -94,13 +102,13 @@ class Meter:
 
     def reset(self) -> None:
         self.since, self.steps = time.monotonic(), 0
-        self.sums: dict[str, float] = {}
+        self.terms: dict[str, list[float]] = {}
 
     def add(self, terms: Mapping[str, float]) -> None:
         """The terms of one step."""
         self.steps += 1
         for name, term in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + term
+            self.terms.setdefault(name, []).append(term)
 
     def pause(self, seconds: float) -> None:
         """Time that was spent on other things than steps."""
@@ -113,7 +121,8 @@ class Meter:
             "pictures/s": self.batch / seconds,
             "memory GB": peak_memory(device) / 1e9,
             "minutes left": steps_left * seconds / 60,
-            **{name: value / self.steps for name, value in self.sums.items()},
+            # Of the steps that had the term: some begin in the midst of a run.
+            **{name: sum(values) / len(values) for name, values in self.terms.items()},
         }
         self.reset()
         return values

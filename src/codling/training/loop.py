@@ -59,15 +59,15 @@ def train(
     run.distribute(engine)
     new = not (directory / CHECKPOINT).exists()
     state = {} if new else _take_up(run, directory / CHECKPOINT, stage, report)
-    held_out = held_out_pictures(config)
-    source = open_source(config, places=run.places, device=engine.device, state=state)
+    held_out = engine.together(lambda: held_out_pictures(config))
+    source = engine.together(lambda: open_source(config, places=run.places, device=engine.device, state=state))
     report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
     if new:
-        run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON)))
+        engine.together(lambda: run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON))))
     if config.compile:
         run.compile()
 
-    log = Log(directory, stage=stage, step=run.step, report=report) if engine.main else None
+    log = engine.together(lambda: Log(directory, stage=stage, step=run.step, report=report) if engine.main else None)
     deadline = None if max_minutes is None else begin + 60 * max_minutes
     try:
         with out_of_memory_explained(config), termination() as asked:
@@ -105,7 +105,8 @@ def _steps(
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(source.batch, run.step)
         while not stopping:
-            image = upcoming.result()
+            # Data that cannot be read end the run in all processes, though each counts what it read itself.
+            image = run.engine.together(upcoming.result)
             if run.step + 1 < config.steps:
                 upcoming = ahead.submit(source.batch, run.step + 1)
             meter.add(run.train_step(image))
@@ -127,7 +128,7 @@ def _steps(
 
 
 def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: Log | None, *, stage: str) -> None:
-    scores, columns = run.validate(held_out), run.samples(held_out[:SHEET_ROWS])
+    scores, columns = run.examine(held_out, SHEET_ROWS)
     if log is None:
         return
     log.validation(run.step, scores)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from codling.errors import ConfigError
@@ -50,7 +51,7 @@ class OscarRun(Run[OscarTraining]):
 
     def _make_trainable(self, module: nn.Module) -> None:
         super()._make_trainable(module)
-        self.judge = self.engine.wrap(self.discriminator)
+        self.judge: nn.Module = self.discriminator
         self.discriminator_optimiser = torch.optim.AdamW(
             self.discriminator.parameters(), lr=self.config.discriminator_learning_rate, betas=(0.5, 0.95)
         )
@@ -59,6 +60,11 @@ class OscarRun(Run[OscarTraining]):
         if engine.sharded:
             raise ConfigError("training: running means need whole codebooks in every process; use the strategy ddp")
         super().distribute(engine)
+        self.judge = engine.wrap(self.discriminator)
+
+    def compile(self) -> None:
+        self.model.hyper.features = torch.compile(self.model.hyper.features)
+        self.model.denoiser.correction = torch.compile(self.model.denoiser.correction)
 
     @property
     def restoring(self) -> bool:
@@ -151,15 +157,23 @@ class OscarRun(Run[OscarTraining]):
         if bool(jumps.any()):
             state[jumps], coarse[jumps] = self._jump(image[jumps], noise[jumps], s[jumps], known[jumps])
         with self.autocast():
-            coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
-            state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
+            # One process of many can have jumps alone.
+            if not bool(jumps.all()):
+                coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
+                state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
             restored = self.model.denoise(state, coarse, s)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
         if self.adversarial:
             with self.autocast(), torch.set_grad_enabled(config.adversarial_gradient):
-                terms["adversarial"] = -self.discriminator(*self._restored.parts).float().mean()
+                terms["adversarial"] = -self._frozen_judgement(self._restored).float().mean()
         return terms
+
+    def _frozen_judgement(self, restored: oscar_terms.Restored) -> Tensor:
+        """The discriminator's scores, with a gradient of the images but none of its own weights."""
+        weights = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        scores: Tensor = functional_call(self.discriminator, weights, restored.parts)
+        return scores
 
     def _coarse(self, image: Tensor, levels: Tensor) -> Tensor:
         """Coarse images of frozen tokens, each at its level."""
@@ -234,29 +248,27 @@ class OscarRun(Run[OscarTraining]):
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
         """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2."""
-        images = centre_squares(pictures, self.config.crop, device=self.device)
-        scores: dict[str, float] = {}
-        decoded = self._decoded(images)
-        for level, row in enumerate(self.averaged_model().levels):
-            psnr, swd = distances(images, decoded[level])
-            scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
-        return scores
+        return self.examine(pictures, 0)[0]
 
     @torch.no_grad()
-    def samples(self, pictures: list[np.ndarray]) -> Sequence[Tensor]:
-        """The pictures, and what comes back at each level."""
+    def examine(self, pictures: list[np.ndarray], rows: int) -> tuple[dict[str, float], Sequence[Tensor]]:
+        """The scores, and what they are of: the pictures, and what comes back at each level."""
         images = centre_squares(pictures, self.config.crop, device=self.device)
-        return [images, *self._decoded(images)]
+        scores: dict[str, float] = {}
+        model = self.averaged_model()
+        decoded = self._decoded(model, images)
+        for level, row in enumerate(model.levels):
+            psnr, swd = distances(images, decoded[level])
+            scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
+        return scores, [column[:rows] for column in (images, *decoded)]
 
-    def _decoded(self, images: Tensor) -> list[Tensor]:
-        """Images (n, 3, H, W) through the averaged model at every level."""
-        model, noise, out = self.averaged_model(), fixed_noise(images.shape, device=self.device), []
-        for level in range(len(self.errors)):
-            rows = []
-            for image, n in zip(images.split(1), noise.split(1), strict=True):
-                with self.autocast():
-                    coarse = model.hyper.decode(model.hyper.encode(image, level), level)
+    def _decoded(self, model: Oscar, images: Tensor) -> list[Tensor]:
+        """Images (n, 3, H, W) through a model at every level."""
+        noise, out = fixed_noise(images.shape, device=self.device), [list[Tensor]() for _ in model.levels]
+        for image, n in zip(images.split(1), noise.split(1), strict=True):
+            with self.autocast():
+                for level, indices in enumerate(model.hyper.encode(image, range(len(out)))):
+                    coarse = model.hyper.decode(indices, level)
                     levels = torch.tensor([level], device=self.device)
-                    rows.append(model.restore(coarse, levels, n) if self.restoring else coarse)
-            out.append(torch.cat(rows).float().clamp(-1, 1))
-        return out
+                    out[level].append(model.restore(coarse, levels, n) if self.restoring else coarse)
+        return [torch.cat(rows).float().clamp(-1, 1) for rows in out]

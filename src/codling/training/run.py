@@ -83,6 +83,10 @@ class Run(ABC, Generic[C]):
         """Columns of a sheet of what the averaged model makes of pictures, each (n, 3, H, W) in [-1, 1]; none here."""
         return ()
 
+    def examine(self, pictures: list[np.ndarray], rows: int) -> tuple[dict[str, float], Sequence[Tensor]]:
+        """Both of these: the scores of pictures, and a sheet of the first so many rows."""
+        return self.validate(pictures), self.samples(pictures[:rows])
+
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """What is fitted before the first step, to pictures (H, W, 3) uint8 got by a call; nothing by default."""
 
@@ -150,9 +154,12 @@ class Run(ABC, Generic[C]):
                 **self.extra_state(),
             }
         )
-        if self.engine.main:
-            checkpoint.write(path, state)
-        self.engine.barrier()
+
+        def write() -> None:
+            if self.engine.main:
+                checkpoint.write(path, state)
+
+        self.engine.together(write)
 
     def restore(self, path: Path) -> None:
         """Continue a saved run. Its networks must be the configured ones; schedule, data and decoding may differ."""

@@ -74,8 +74,17 @@ def entries(data: str) -> Iterator[Entry]:
         yield from shard_entries(shard)
     if not shards:
         for path in sorted(Path(data).rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield Entry(str(path), path.read_bytes())
+            if path.suffix.lower() in SUFFIXES:
+                yield from _file(path)
+
+
+def _file(path: Path) -> Iterator[Entry]:
+    """A picture file, none where it is a directory, or an empty entry where it cannot be read."""
+    try:
+        if path.is_file():
+            yield Entry(str(path), path.read_bytes())
+    except OSError as error:
+        yield Entry(f"{path} ({type(error).__name__})", b"")
 
 
 def shard_entries(shard: str) -> Iterator[Entry]:

@@ -97,7 +97,7 @@ class StreamedSource:
 
     Epochs are permutations of the shards; a window's encoded pictures wait in memory, permuted, and are decoded by the
     process that trains on them. Every process reads every shard. What is left of a window after its last whole batch
-    is passed over. Unreadable pictures give way to the next of the window.
+    is passed over, and a window without one. Unreadable pictures give way to the next of the window.
     """
 
     def __init__(self, config: RunConfig, *, places: Sequence[int], device: torch.device, state: dict[str, Any]):
@@ -106,6 +106,8 @@ class StreamedSource:
         if not self.shards:
             raise ConfigError(f"training data: {config.data} has no tar shards; keep=stream needs them")
         self.damage = Damage(config.data)
+        # Windows of an epoch, and how many in a row were without a whole batch.
+        self.windows, self.too_small = -(-len(self.shards) // config.window), 0
         # The steps at which windows began, oldest first; batches are asked for ahead of the step that is trained.
         self.begun: list[tuple[int, int]] = [(state.get("first_step", 0), state.get("window", 0))]
         self.reader, self.decoders = ThreadPoolExecutor(1), ThreadPoolExecutor()
@@ -119,10 +121,12 @@ class StreamedSource:
         if step < first:
             raise ConfigError(f"training data: streams only go forwards, step {step} is before {first}")
         if (step - first + 1) * config.batch > len(self.window):
-            if step == first:
+            # The last window of an epoch has what shards are left, perhaps not enough for a batch.
+            self.too_small = self.too_small + 1 if step == first else 0
+            if self.too_small == self.windows:
                 raise ConfigError(
-                    f"training data: a window of {config.window} shards has {len(self.window)} pictures, less than a "
-                    f"batch of {config.batch}; raise window or lower batch"
+                    f"training data: no window of {config.window} shards has a batch of {config.batch} pictures (the "
+                    f"last has {len(self.window)}); raise window or lower batch"
                 )
             self.begun = [*self.begun[-1:], (step, number + 1)]
             self.window = self._order(number + 1, self.ahead.result())
@@ -149,9 +153,8 @@ class StreamedSource:
 
     def _read(self, window: int) -> list[Entry]:
         """The entries of the shards of a window."""
-        size = min(self.config.window, len(self.shards))
-        a_round = -(-len(self.shards) // size)
-        epoch, place = divmod(window, a_round)
+        size = self.config.window
+        epoch, place = divmod(window, self.windows)
         order = np.random.default_rng([self.config.seed, 2, epoch]).permutation(len(self.shards))
         chosen = (self.shards[number] for number in order[place * size : (place + 1) * size])
         return [entry for shard in chosen for entry in shard_entries(shard)]

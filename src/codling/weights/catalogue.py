@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codling.configuration import suggest
 from codling.errors import ModelError
 
+# How weights are stored, see `packing`.
+Precision = Literal["float32", "float16", "int8"]
 CONFIG = "config.json"
 FORMAT = 1
 # What `encode` takes when it is told no model: without a rate, with one, and with a level of OSCAR's table.

@@ -1,14 +1,13 @@
 """Tensors on disk: float32, float16, or 8-bit integers with one scale per output channel."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from codling.errors import ModelError
+from codling.weights.catalogue import Precision
 
-Precision = Literal["float32", "float16", "int8"]
 SCALE = ".scale"
 # Smaller tensors (biases, norms) gain nothing from 8 bits and lose the most.
 SMALLEST_INT8 = 4096

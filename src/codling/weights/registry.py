@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from codling.bitstream.container import CodecId
+from codling.bitstream.indices import IndexModel
 from codling.codecs.backbones import Backbone, CoDBackbone, DenoiserBackbone
 from codling.codecs.base import Codec
 from codling.codecs.cod import CoDCodec
@@ -20,7 +21,7 @@ from codling.models.cod import CoD
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion
-from codling.models.rate_levels import OscarModel
+from codling.models.rate_levels import LatentModel
 from codling.models.stable_diffusion import StableDiffusion
 from codling.models.wiener import WienerFilter
 from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
@@ -98,13 +99,14 @@ def backbone_of(parts: Parts, *, name: str) -> Backbone:
 def oscar_codec(parts: Parts, *, name: str, number: int) -> OscarCodec:
     """An OSCAR model as a codec, prepared for decoding. number: the model's id."""
     model, gains = oscar_model(parts.model), 0
+    _check_tables(parts.index_models, [level.codebook_size for level in model.levels], name)
     if isinstance(parts.model, OscarStableDiffusion):
         # The published network wants the norms of the true latent's channels.
         model, gains = parts.model.prepare(), parts.model.channels
     return OscarCodec(model, name=name, model_id=number, index_models=parts.index_models, gains=gains)
 
 
-def oscar_model(model: Model) -> OscarModel:
+def oscar_model(model: Model) -> LatentModel:
     """A network as the OSCAR codec sees it."""
     if isinstance(model, Oscar):
         return PixelOscar(model)
@@ -115,10 +117,22 @@ def oscar_model(model: Model) -> OscarModel:
 def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:
     """A CoD model with its autoencoder. number: the model's id."""
     assert isinstance(parts.model, CoD)
+    _check_tables(
+        () if parts.index_model is None else (parts.index_model,), [parts.model.config.condition.codebook_size], name
+    )
     autoencoder: Autoencoder | None = None
     if parts.model.config.space == "sd-vae":
         autoencoder = StableDiffusionVAE.load(parts.autoencoder).to(next(parts.model.parameters()).device)
     return CoDCodec(parts.model, name=name, model_id=number, index_model=parts.index_model, autoencoder=autoencoder)
+
+
+def _check_tables(tables: tuple[IndexModel, ...], codebooks: list[int], name: str) -> None:
+    """Raises ModelError unless a model has no index tables, or one for each of the codebooks."""
+    found = [len(table.groups) for table in tables]
+    if found and found != codebooks:
+        raise ModelError(
+            f"model {name} has index tables for codebooks of {found}, wanted {codebooks}: it is damaged; get it again"
+        )
 
 
 def fetch(name: str) -> Path:

@@ -28,7 +28,7 @@ def split(directory: Path, output: Path, *, limit: int = DEFAULT_LIMIT) -> list[
     """
     if limit < 1:
         raise ModelError(f"parts need at least 1 byte, got a limit of {limit}")
-    wanted = read_config(directory)["weights_sha256"]
+    wanted = _weights_sha256(directory)
     if not (directory / WEIGHTS).is_file() or file_sha256(directory / WEIGHTS) != wanted:
         raise ModelError(f"{directory / WEIGHTS} is not the file that {CONFIG} describes; get the model again")
     _make_empty(output)
@@ -46,12 +46,14 @@ def split(directory: Path, output: Path, *, limit: int = DEFAULT_LIMIT) -> list[
 def join(parts: Path, output: Path) -> None:
     """Put parts together into a model's directory. Raises ModelError on a part that is missing or damaged."""
     try:
-        hashes: dict[str, str] = json.loads((parts / PARTS).read_text())
+        hashes = json.loads((parts / PARTS).read_text())
     except FileNotFoundError:
         raise ModelError(f"{parts} holds no parts of a model: it has no {PARTS}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{parts / PARTS} is not JSON: {error}") from error
-    wanted = read_config(parts)["weights_sha256"]
+    if not isinstance(hashes, dict) or not all(isinstance(sha256, str) for sha256 in hashes.values()):
+        raise ModelError(f"{parts / PARTS} is not a table of parts and their SHA-256; get it again")
+    wanted = _weights_sha256(parts)
     for name, sha256 in hashes.items():
         if not (parts / name).is_file():
             raise ModelError(f"{parts} lacks {name}; get it again")
@@ -67,6 +69,14 @@ def join(parts: Path, output: Path) -> None:
         raise ModelError(f"the parts in {parts} are not those of the model that {CONFIG} describes; get them again")
     os.replace(temporary, output / WEIGHTS)
     shutil.copyfile(parts / CONFIG, output / CONFIG)
+
+
+def _weights_sha256(directory: Path) -> str:
+    """Of the whole weights, as a model's configuration has it."""
+    sha256 = read_config(directory).get("weights_sha256")
+    if not isinstance(sha256, str):
+        raise ModelError(f"{directory / CONFIG} lacks the SHA-256 of the weights; get it again")
+    return sha256
 
 
 def _make_empty(directory: Path) -> None:

@@ -30,8 +30,8 @@ from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarSta
 from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.rcc.plan import ErrorTable
-from codling.weights.catalogue import CONFIG, FORMAT, read_config
-from codling.weights.packing import Precision, pack, unpack
+from codling.weights.catalogue import CONFIG, FORMAT, Precision, read_config
+from codling.weights.packing import pack, unpack
 
 WEIGHTS = "model.safetensors"
 # Integer tables of the indices: `index_model.groups`, or with levels `index_model.3.groups`, and `.weights`.
@@ -41,7 +41,7 @@ ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
 # Beside them, of models with activity maps: errors by class, and the tables of the maps.
 LOCAL_ERROR, MAP_MODEL = "local_log_error", "maps"
 # Codebooks decide indices, so they are stored exactly.
-CODEBOOKS = ("quantiser.embedding", ".codebook")
+CODEBOOKS = (".embedding", ".codebook")
 
 Model = CoD | Denoiser | WienerFilter | Oscar | OscarStableDiffusion | StableDiffusion
 Config = CoDConfig | DenoiserConfig | WienerConfig | OscarConfig | OscarStableDiffusionConfig | StableDiffusionConfig
@@ -144,6 +144,8 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
     if set(state) != set(model.state_dict()):
         differing = sorted(set(state) ^ set(model.state_dict()))
         raise ModelError(f"{path} does not fit its configuration; first tensors that differ: {differing[:5]}")
+    if misshapen := [name for name, value in model.state_dict().items() if value.shape != state[name].shape]:
+        raise ModelError(f"{path} does not fit its configuration; first tensors of another shape: {misshapen[:5]}")
     model.load_state_dict(state, assign=True)
     return Parts(
         model.to(device).requires_grad_(False),
@@ -168,8 +170,11 @@ def _index_tensors(prefix: str, index_model: IndexModel) -> dict[str, Tensor]:
 def _index_model(stored: Mapping[str, Tensor], prefix: str) -> IndexModel | None:
     if f"{prefix}.{INDEX_PARTS[0]}" not in stored:
         return None
-    groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
-    return IndexModel(groups, weights)
+    try:
+        groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
+        return IndexModel(groups, weights)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"the tables {prefix} of the model are damaged ({error}); get it again") from error
 
 
 def _index_models(stored: Mapping[str, Tensor]) -> tuple[IndexModel, ...]:
@@ -195,8 +200,12 @@ def _error_tables(stored: Mapping[str, Tensor], conditional: bool) -> Tables | N
     name = _table_name(conditional)
     if f"{name}.{ERROR_PARTS[0]}" not in stored:
         return None
-    whole = ErrorTable(*(stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS))
-    if (by_class := stored.get(f"{name}.{LOCAL_ERROR}")) is None:
-        return Tables(whole)
-    local = replace(whole, log_error=by_class.numpy(), classes=CLASSES)
-    return Tables(whole, local, _index_model(stored, f"{name}.{MAP_MODEL}"))
+    try:
+        levels, edges, log_error = (stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS)
+        whole = ErrorTable(levels, edges, log_error)
+        if (by_class := stored.get(f"{name}.{LOCAL_ERROR}")) is None:
+            return Tables(whole)
+        local = replace(whole, log_error=by_class.numpy(), classes=CLASSES)
+        return Tables(whole, local, _index_model(stored, f"{name}.{MAP_MODEL}"))
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"the tables {name} of the model are damaged ({error}); get it again") from error

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
+from codling.weights.importers.published import check_fit, read_tensors, renamed
 
 CLASSES = {"PixNerDiT": "nerf", "DDT": "ddt"}
 
@@ -97,16 +100,12 @@ def read_published_config(path: Path) -> CoDConfig:
 
 def read_published_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a published checkpoint: bare, or wrapped under `state_dict` or `module`; nothing is unpickled."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises a zoo of types on a file that is not a checkpoint
-        raise ModelError(f"{path} is not a checkpoint that loads with weights_only=True: {error}") from error
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    loaded = read_tensors(path)
     for wrapper in ("state_dict", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -208,22 +207,12 @@ def _head_name(rest: str) -> str:
 
 def model_from_published(config: CoDConfig, state: Mapping[str, Tensor]) -> CoD:
     """Fill a model of ours with the published tensors; raises ModelError naming every tensor left over or missing."""
-    renamed = {rename(name, config): value for name, value in denoiser_tensors(state).items()}
+    ours = renamed(denoiser_tensors(state), lambda name: rename(name, config))
     with torch.device("meta"):
         model = CoD(config)
-    wanted = model.state_dict()
-    problems = [f"not in our model: {name}" for name in sorted(set(renamed) - set(wanted))]
-    problems += [f"missing from the checkpoint: {name}" for name in sorted(set(wanted) - set(renamed))]
-    problems += [
-        f"{name} has shape {tuple(renamed[name].shape)}, the configuration wants {tuple(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(renamed))
-        if renamed[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ModelError(f"checkpoint and configuration do not match; is it the YAML of this file?\n  {shown}{more}")
-    model.load_state_dict({name: value.float() for name, value in renamed.items()}, assign=True)
+    question = "checkpoint and configuration do not match; is it the YAML of this file?"
+    check_fit(ours, model.state_dict(), question=question)
+    model.load_state_dict({name: value.float() for name, value in ours.items()}, assign=True)
     return model.eval()
 
 

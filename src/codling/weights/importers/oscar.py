@@ -18,6 +18,7 @@ from torch import Tensor
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import LevelConfig, OscarStableDiffusion, OscarStableDiffusionConfig
+from codling.weights.importers.published import check_fit, read_tensors, renamed
 from codling.weights.importers.stable_diffusion import Pipeline, read_pipeline
 
 # Of the published rates, ascending; the checkpoint does not hold them.
@@ -46,12 +47,7 @@ def import_oscar(weights: Path, stable_diffusion: str) -> OscarStableDiffusion:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The published dictionary. Raises ModelError where it is not one; nothing is unpickled but tensors and lists."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises a zoo of types on a file that is not a checkpoint
-        raise ModelError(f"{path} is not a checkpoint that loads with weights_only=True: {error}") from error
+    loaded = read_tensors(path)
     found = set(loaded) if isinstance(loaded, dict) else set()
     if found != LAYOUT:
         raise ModelError(
@@ -100,24 +96,9 @@ def model_from_published(checkpoint: Mapping[str, Any], base: Pipeline) -> Oscar
         for name, value in model.state_dict().items()
         if name.startswith(("hyper_encoders.", "prompt", "unet.conv_in.")) or "lora_" in name
     }
-    check_fit(given, wanted)
+    check_fit(given, wanted, question="checkpoint and Stable Diffusion do not make a model; are both whole?")
     model.load_state_dict({name: value.float() for name, value in given.items()}, strict=False, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raises ModelError listing what is left over, missing or of another shape."""
-    problems = [f"not in our model: {name}" for name in sorted(set(given) - set(wanted))]
-    problems += [f"missing from the checkpoint: {name}" for name in sorted(set(wanted) - set(given))]
-    problems += [
-        f"{name} has shape {tuple(given[name].shape)}, wanted {tuple(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(given))
-        if given[name].shape != wanted[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ModelError(f"checkpoint and Stable Diffusion do not make a model; are both whole?\n  {shown}{more}")
 
 
 def add_adapters(unet: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -159,8 +140,8 @@ def hyper_encoder_states(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]
     for name, value in state.items():
         number, rest = name.split(".", 1)
         if rest not in TRAINING_ONLY:
-            groups[int(number)][rename(rest)] = value[0] if rest == "quantizer._codebook.embed" else value
-    return groups
+            groups[int(number)][rest] = value[0] if rest == "quantizer._codebook.embed" else value
+    return [renamed(group, rename) for group in groups]
 
 
 NAMES = [
