@@ -10,6 +10,7 @@ import yaml
 
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel
+from codling.codecs.activity_map import Tables
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
@@ -239,10 +240,10 @@ def test_index_tables_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_error_tables_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = ErrorTable(np.array([1, 1023]), np.array([0, 100]), np.zeros((2, 3, 2), np.int64))
     monkeypatch.setattr(store, "ERROR_PARTS", ("levels", "edges"))
-    save_model(tmp_path / "lost", Parts(tiny_model(), error_tables={True: table}))
+    save_model(tmp_path / "lost", Parts(tiny_model(), error_tables={True: Tables(table)}))
     monkeypatch.undo()
     object.__setattr__(table, "log_error", table.log_error[1:])
-    save_model(tmp_path / "short", Parts(tiny_model(), error_tables={True: table}))
+    save_model(tmp_path / "short", Parts(tiny_model(), error_tables={True: Tables(table)}))
     for name in ("lost", "short"):
         with pytest.raises(ModelError, match=r"tables error_table\.conditional of the model are damaged"):
             registry.load(tmp_path / name, device=CPU)

@@ -34,7 +34,7 @@ LENGTH_BITS = 4
 
 @dataclass(frozen=True)
 class Tables:
-    """What a model's DiffC streams are planned with.
+    """What the DiffC streams of a model are planned with.
 
     whole: errors by noise level and frequency. local: by activity class too, and maps: the integer tables that code
     activity maps; both None in models whose streams have no map.

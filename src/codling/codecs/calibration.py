@@ -46,7 +46,10 @@ def calibrate(
     conditional: whether the model is given its condition.
 
     Bands that none of the images has (very low frequencies, of small ones) take the value of the next that was seen.
+    Raises ValueError on an iterator, which could be gone through once only.
     """
+    if iter(images) is images:
+        raise ValueError("calibration goes through the images twice; got an iterator, wanted a list or the like")
     edges, channels = radial_edges(), backbone.channels
     power = Sums(channels, len(edges))
     for image in images:

@@ -77,13 +77,13 @@ class Encoder:
             condition = b""
         self.head = varint(len(condition)) + condition if backbone.conditional else b""
         self.tables = codec.tables_for(condition)
-        self.activity = self._activity(state[0].numpy(), max_bytes)
+        self.activity = self._activity(state[0].numpy(), None if max_bytes is None else max_bytes - len(self.head))
         chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
         self.source = chain.layout.coefficients(state[0].numpy())
         self.now = Progress(chain, 0, BitWriter())
 
     def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
-        """The map for a budget, if the model's streams have one."""
+        """The map for a budget that the condition is paid from already, if the model's streams have one."""
         if self.tables.local is None:
             return None
         stride, (height, width) = self.codec.backbone.stride, state.shape[1:]
