@@ -70,6 +70,10 @@ class OscarRun(Run[OscarTraining]):
         """Whether there is an adversary by now."""
         return self.restoring and self.config.weights["adversarial"] > 0 and self.step >= self.config.adversarial_from
 
+    @property
+    def phase(self) -> tuple[bool, bool]:
+        return self.restoring, self.adversarial
+
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Start from the pictures' principal components, and the prior's denoiser or else the pictures' spectrum."""
         if not self.config.restore_from:
