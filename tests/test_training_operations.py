@@ -47,6 +47,17 @@ def test_operations_are_counted_once_a_phase() -> None:
     assert calls == [1, 2, 3]
 
 
+def test_counting_changes_no_bit_of_what_is_learned(pictures: Path) -> None:
+    """Steps are counted where a run begins, and a run that is resumed begins elsewhere."""
+    image = torch.rand(4, 3, 64, 64) * 2 - 1
+    plain, other = (CoDRun(tiny_run(pictures), CPU) for _ in range(2))
+    for _ in range(3):
+        plain.train_step(image)
+        counted(lambda: other.train_step(image))
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
 def test_phases_of_a_run_take_what_they_compute(pictures: Path) -> None:
     image = torch.rand(4, 3, 64, 64) * 2 - 1
 

@@ -5,37 +5,55 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 T = TypeVar("T")
 
 
-def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
 
 
-def _attention_backward(
-    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
-) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient.shape, q.shape, k.shape, v.shape))
 
 
-# Attention as CPUs compute it, which PyTorch's table of formulas lacks.
-ON_CPU: dict[Any, Any] = {
+# PyTorch's formulas, and attention as CPUs compute it, which they lack.
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
+class Counter(TorchDispatchMode):
+    """Adds up the operations of everything that runs within.
+
+    PyTorch's own FlopCounterMode hooks every module, which changes the order in which gradients are added and so their
+    last bit: a run that was stopped would no longer go on exactly as it would have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := FORMULAS.get(func.overloadpacket)) is not None:
+            self.operations += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def counted(call: Callable[[], T]) -> tuple[T, int]:
     """What a call returns, and its operations: those of matrix products, convolutions and attention.
 
-    A multiplication and an addition count as two. The gradient's and the optimisers' products are counted like any
-    other; Fourier transforms and element by element work are not.
+    A multiplication and an addition count as two. Gradients' products count like any other; Fourier transforms and what
+    is done element by element do not.
     """
-    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+    with Counter() as counter:
         result = call()
-    return result, int(counter.get_total_flops())
+    return result, counter.operations
 
 
 class StepCounter:
