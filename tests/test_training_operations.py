@@ -1,6 +1,7 @@
 """Operations of a step: counts that can be done by hand, and when they are taken anew."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,22 @@ def test_operations_are_counted_once_a_phase() -> None:
     assert [counter.step("a", step, torch.randn(rows, 4)) for rows in (1, 2)] == [(1, 32), (2, 32)]
     assert counter.step("b", step, torch.randn(3, 4)) == (3, 96)
     assert calls == [1, 2, 3]
+
+
+def test_what_was_counted_first_is_still_compiled_afterwards() -> None:
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    network = nn.Linear(4, 4)
+    network.compile(backend=backend)
+    image = torch.randn(2, 4)
+    assert counted(lambda: network(image))[1] == 64
+    assert not compiled
+    network(image)
+    assert len(compiled) == 1
 
 
 def test_counting_changes_no_bit_of_what_is_learned(pictures: Path) -> None:

@@ -49,9 +49,10 @@ def counted(call: Callable[[], T]) -> tuple[T, int]:
     """What a call returns, and its operations: those of matrix products, convolutions and attention.
 
     A multiplication and an addition count as two. Gradients' products count like any other; Fourier transforms and what
-    is done element by element do not.
+    is done element by element do not. Compiled functions run uncompiled here: what is counted are calls of PyTorch, and
+    torch.compile, meeting a function in a mode like this one, would leave it uncompiled for good.
     """
-    with Counter() as counter:
+    with torch.compiler.set_stance("force_eager"), Counter() as counter:
         result = call()
     return result, counter.operations
 
