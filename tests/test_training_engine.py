@@ -182,7 +182,7 @@ def test_what_a_run_writes_down(pictures: Path, tmp_path: Path) -> None:
     train(config, tmp_path, device=CPU, report=silent, stage="tiny")
     rows = read(tmp_path / LOG)
     assert [(row["step"], row["stage"]) for row in rows] == [("2", "tiny"), ("4", "tiny")]
-    for name in ("pictures/s", "memory GB"):
+    for name in ("pictures/s", "TFLOP/s", "memory GB"):
         assert float(rows[0][name]) > 0
     assert float(rows[0]["minutes left"]) > float(rows[1]["minutes left"]) == 0
     (scores,) = read(tmp_path / VALIDATION)

@@ -1,6 +1,7 @@
 """Loss terms beyond the plain ones: one-step, feature alignment, latent space."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -128,6 +129,29 @@ def test_tokens_are_those_after_the_block_asked_for() -> None:
         layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     model.velocity(x, t, condition)
     assert all(torch.equal(kept, made) for kept, made in zip(tokens[1:], seen, strict=True))
+
+
+def test_tokens_finer_than_the_condition_share_its_places() -> None:
+    coarse = TransformerConfig(width=16, heads=2, blocks=1, head_blocks=1, head_width=4)
+    torch.manual_seed(0)
+    model = CoD(tiny_config(transformer=replace(coarse, patch=8)))
+    torch.nn.init.normal_(model.transformer.head.out.weight, std=0.3)
+    x, t, condition = torch.randn(2, 3, 32, 48), torch.rand(2), torch.randn(2, 16, 2, 3)
+    _, tokens = model.velocity_and_tokens(x, t, condition, block=0)
+    assert tokens.shape == (2, 4 * 6, 16)
+    repeated = condition.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(model.velocity(x, t, condition), model.velocity(x, t, repeated))
+    with pytest.raises(ConfigError, match="patch must divide that, got 12"):
+        tiny_config(transformer=replace(coarse, patch=12))
+
+
+def test_fine_tokens_train_with_a_teacher(pictures: Path, taught: CoDRun) -> None:
+    fine = TransformerConfig(width=16, heads=2, blocks=1, head_blocks=1, head_width=4, patch=8)
+    run = CoDRun(replace(taught.config, model=tiny_config(transformer=fine)), CPU)
+    image = training_batch(load_pictures(pictures, crop=64).pictures, 0, batch=4, crop=64, seed=0)
+    terms = [run.train_step(image) for _ in range(20)]
+    for name in ("alignment", "reconstruction"):
+        assert terms[-1][name] < 0.8 * terms[0][name], name
 
 
 def test_misalignment_is_one_minus_the_cosine() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codling.errors import ConfigError
-from codling.models.condition_codec import ConditionCodec, ConditionCodecConfig
+from codling.models.condition_codec import CONDITION_STRIDE, ConditionCodec, ConditionCodecConfig
 from codling.models.dit import DiffusionTransformer, TransformerConfig
 
 
@@ -42,6 +42,11 @@ class CoDConfig:
                 f"model: the condition decoder writes {self.condition.decoder_width} channels, the transformer reads "
                 f"{self.transformer.width}; make the two widths equal"
             )
+        if self.condition_patch % self.transformer.patch:
+            raise ConfigError(
+                f"model: a place of the condition map covers {self.condition_patch} pixels a side of the state; patch "
+                f"must divide that, got {self.transformer.patch}"
+            )
         grid = self.grid
         if self.tile % grid or self.overlap % grid or self.tile < 2 * self.overlap:
             raise ConfigError(
@@ -52,12 +57,17 @@ class CoDConfig:
     @property
     def grid(self) -> int:
         """Picture sides are padded to multiples of this many pixels."""
-        return max(self.condition.stride, 16)
+        return max(self.condition.stride, CONDITION_STRIDE)
 
     @property
     def state_stride(self) -> int:
         """Pixels a pixel of the state covers."""
         return 1 if self.space == "pixel" else 8
+
+    @property
+    def condition_patch(self) -> int:
+        """Pixels of the state, a side, that a place of the condition map covers."""
+        return CONDITION_STRIDE // self.state_stride
 
 
 class CoD(nn.Module):

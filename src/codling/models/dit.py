@@ -29,7 +29,7 @@ class TransformerConfig:
 
     head: "nerf" (pixel space) or "ddt" (latent space).
     channels: channels of the state (3 for pixels, 4 for Stable Diffusion latents).
-    patch: side of a token in the state's own pixels.
+    patch: side of a token in the state's own pixels. Tokens finer than the condition map share its places.
     width, heads, blocks: of the trunk. heads must divide width into even multiples of 4.
     head_blocks: blocks of the head.
     head_width, head_mlp_ratio: of the NeRF head's pixel network; the DDT head has the trunk's.
@@ -109,12 +109,15 @@ class DiffusionTransformer(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """`x` (B, channels, H, W), `t` (B,) in [0, 1], `condition` (B, width, H / patch, W / patch) -> like `x`."""
+        """`x` (B, channels, H, W), `t` (B,) in [0, 1], `condition` (B, width, h, w) with a place a token or for
+        several of them -> like `x`."""
         return self.output_and_tokens(x, t, condition, block=0)[0]
 
     def output_and_tokens(self, x: Tensor, t: Tensor, condition: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
         """The output, and the tokens (B, N, width) after so many blocks of the trunk; 0: those that enter it."""
-        rows, columns = condition.shape[-2:]
+        rows, columns = (side // self.config.patch for side in x.shape[-2:])
+        if condition.shape[-2:] != (rows, columns):
+            condition = F.interpolate(condition, (rows, columns), mode="nearest")
         patches, c = patchify(x, self.config.patch), condition.flatten(2).transpose(1, 2)
         phases = rotary_phases(self.config.width // self.config.heads, rows, columns, x.device)
         time = self.time(t)[:, None]

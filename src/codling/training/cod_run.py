@@ -55,8 +55,8 @@ class CoDRun(Run[TrainingConfig]):
     def _new_heads(self, config: TrainingConfig) -> Heads:
         shape = config.model.transformer
         return Heads(
-            width=shape.width, channels=shape.channels, patch=shape.patch, layers=config.reconstruction_layers,
-            teacher_width=self.teacher.width if self.teacher else None,
+            width=shape.width, channels=shape.channels, patch=config.model.condition_patch,
+            layers=config.reconstruction_layers, teacher_width=self.teacher.width if self.teacher else None,
         )  # fmt: skip
 
     def distribute(self, engine: Engine) -> None:
@@ -87,6 +87,10 @@ class CoDRun(Run[TrainingConfig]):
             one_step_pass=config.one_step_pass,
             align_block=config.align_block,
         )
+
+    @property
+    def phase(self) -> Objective:
+        return self.objective
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config

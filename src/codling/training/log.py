@@ -103,10 +103,12 @@ class Meter:
     def reset(self) -> None:
         self.since, self.steps = time.monotonic(), 0
         self.terms: dict[str, list[float]] = {}
+        self.operations = 0
 
-    def add(self, terms: Mapping[str, float]) -> None:
-        """The terms of one step."""
+    def add(self, terms: Mapping[str, float], *, operations: int) -> None:
+        """The terms of one step, and what it computed, see `operations`."""
         self.steps += 1
+        self.operations += operations
         for name, term in terms.items():
             self.terms.setdefault(name, []).append(term)
 
@@ -115,10 +117,11 @@ class Meter:
         self.since += seconds
 
     def read(self, *, steps_left: int, device: torch.device) -> dict[str, float]:
-        """pictures/s, memory in GB (the device's peak, or the process's on a CPU), minutes left, means of the terms."""
+        """pictures/s, TFLOP/s, memory in GB (the most so far; of a GPU or of the process), minutes left, terms."""
         seconds = (time.monotonic() - self.since) / self.steps
         values = {
             "pictures/s": self.batch / seconds,
+            "TFLOP/s": self.operations / self.steps / seconds / 1e12,
             "memory GB": peak_memory(device) / 1e9,
             "minutes left": steps_left * seconds / 60,
             # Of the steps that had the term: some begin in the midst of a run.

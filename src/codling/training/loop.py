@@ -18,6 +18,7 @@ from codling.training.data import load_pictures
 from codling.training.denoiser_run import DenoiserRun
 from codling.training.engine import Engine, Strategy
 from codling.training.log import Log, Meter
+from codling.training.operations import StepCounter
 from codling.training.oscar_run import OscarRun
 from codling.training.recipes import DenoiserTraining, OscarTraining, RunConfig, TrainingConfig
 from codling.training.run import Run
@@ -90,7 +91,7 @@ def _steps(
     asked: Callable[[], bool],
     deadline: float | None,
 ) -> None:
-    config, meter = run.config, Meter(run.config.batch)
+    config, meter, counter = run.config, Meter(run.config.batch), StepCounter()
     stopping, saved = run.step >= config.steps, run.step
 
     def save() -> None:
@@ -109,7 +110,8 @@ def _steps(
             image = run.engine.together(upcoming.result)
             if run.step + 1 < config.steps:
                 upcoming = ahead.submit(source.batch, run.step + 1)
-            meter.add(run.train_step(image))
+            terms, operations = counter.step(run.phase, run.train_step, image)
+            meter.add(terms, operations=operations * run.engine.world)
             stopping = run.step >= config.steps or run.engine.any(
                 asked() or (deadline is not None and time.monotonic() > deadline)
             )

@@ -19,8 +19,10 @@ from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.denoiser_run import least_ratios
+from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
 from codling.training.draws import noise_like, step_generator
 from codling.training.engine import Engine
+from codling.training.perceptual import PERCEPTUAL, load_perceptual
 from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
 from codling.training.validation import centre_squares, distances, fixed_noise
@@ -33,7 +35,10 @@ LOWEST_JUMP, HIGHEST_JUMP, HIDDEN_SHARE = 0.3, 0.97, 0.8
 
 
 class OscarRun(Run[OscarTraining]):
-    """An OSCAR model, the running means of its codebooks and errors, and a discriminator with its own optimiser."""
+    """An OSCAR model, the running means of its codebooks and errors, and a discriminator with its own optimiser.
+
+    Where their terms count: the networks of perceptual distances, and what matches distributions.
+    """
 
     def __init__(self, config: OscarTraining, device: torch.device):
         if set(config.weights) != set(oscar_weights()):
@@ -43,11 +48,19 @@ class OscarRun(Run[OscarTraining]):
         model.hyper.quantisers.requires_grad_(False)
         self.discriminator = Discriminator(config.discriminator)
         self.discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.perceptual = load_perceptual([n for n in PERCEPTUAL if config.weights[n] > 0], device=device)
+        self.matching: DistributionMatching | None = None
+        if config.weights["distribution"] > 0:
+            base = load_estimate(config.distribution_base, device=device)
+            self.matching = DistributionMatching(
+                base, name=config.distribution_base, learning_rate=config.fake_learning_rate
+            )
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
         self._coded: list[Coded] = []
         self._restored: oscar_terms.Restored | None = None
+        self._probe: Probe | None = None
 
     def _make_trainable(self, module: nn.Module) -> None:
         super()._make_trainable(module)
@@ -55,6 +68,8 @@ class OscarRun(Run[OscarTraining]):
         self.discriminator_optimiser = torch.optim.AdamW(
             self.discriminator.parameters(), lr=self.config.discriminator_learning_rate, betas=(0.5, 0.95)
         )
+        if self.matching is not None:
+            self.matching.distribute(self.engine)
 
     def distribute(self, engine: Engine) -> None:
         if engine.sharded:
@@ -75,6 +90,10 @@ class OscarRun(Run[OscarTraining]):
     def adversarial(self) -> bool:
         """Whether there is an adversary by now."""
         return self.restoring and self.config.weights["adversarial"] > 0 and self.step >= self.config.adversarial_from
+
+    @property
+    def phase(self) -> tuple[bool, bool]:
+        return self.restoring, self.adversarial
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Start from the pictures' principal components, and the prior's denoiser or else the pictures' spectrum."""
@@ -107,12 +126,15 @@ class OscarRun(Run[OscarTraining]):
         return torch.stack([self.config.weights[name] * term for name, term in terms.items()]).sum(), terms
 
     def train_step(self, image: Tensor) -> dict[str, float]:
-        """A step of the model, then one of the discriminator where there is one."""
+        """A step of the model, then one of the discriminator and of the fake distribution where there are such."""
         image = image.to(self.device).to(memory_format=torch.channels_last)
         loss, terms = self.module(image)
         self.descend(loss, self.optimiser)
         if self.adversarial:
             terms["discriminator"] = self._judge(image)
+        if self.restoring and self.matching is not None:
+            assert self._restored is not None and self._probe is not None
+            terms["fake"] = self.matching.learn(self._restored.image, self._probe)
         self.finish_step()
         return {name: float(term) for name, term in terms.items()}
 
@@ -164,6 +186,14 @@ class OscarRun(Run[OscarTraining]):
             restored = self.model.denoise(state, coarse, s)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
+        terms |= {name: distance(restored, image) for name, distance in self.perceptual.items()}
+        if self.matching is not None:
+            level = (LOWEST + (HIGHEST - LOWEST) * torch.rand(config.batch, generator=generator))[places]
+            # The places after the batch's own have noise that no state has seen.
+            beyond = [config.batch + place for place in places]
+            fresh = noise_like(image, beyond, seed=config.seed, step=self.step)
+            self._probe = Probe(level.to(self.device), fresh, image)
+            terms["distribution"] = self.matching.term(restored, self._probe)
         if self.adversarial:
             with self.autocast(), torch.set_grad_enabled(config.adversarial_gradient):
                 terms["adversarial"] = -self._frozen_judgement(self._restored).float().mean()
@@ -230,6 +260,7 @@ class OscarRun(Run[OscarTraining]):
             "errors": self.errors,
             "discriminator": self.discriminator.state_dict(),
             "discriminator_optimiser": self.discriminator_optimiser.state_dict(),
+            **({} if self.matching is None else {"matching": self.matching.state()}),
         }
 
     def restore_extra(self, state: dict[str, Any]) -> None:
@@ -238,6 +269,9 @@ class OscarRun(Run[OscarTraining]):
         self.errors = state["errors"]
         self.discriminator.load_state_dict(state["discriminator"])
         self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        # A term that counts from here on only begins with the base itself as the fake.
+        if self.matching is not None and "matching" in state:
+            self.matching.restore(state["matching"])
 
     def new_model(self) -> nn.Module:
         return Oscar(self.config.model)

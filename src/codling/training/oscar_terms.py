@@ -1,7 +1,8 @@
-"""Loss terms of OSCAR: how far a restored picture is from the true one, in units of how far the coarse one is expected.
+"""Loss terms of OSCAR: how far a restored picture is from the true one.
 
-Every function takes images (B, 3, H, W) in [-1, 1] and the scale (B, 1, 1, 1) of the expected error, and returns an
-unweighted scalar; so no rate rules the others.
+Every function takes images (B, 3, H, W) in [-1, 1] and returns an unweighted scalar. Our own terms take the scale
+(B, 1, 1, 1) of the error that is expected of the coarse image too, and are in units of it, so that no rate rules the
+others; the published ones are as published.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def distances(restored: Restored, image: Tensor) -> dict[str, Tensor]:
     return {
         "squared": squared(restored.image, image, restored.scale),
         "gradient": gradient(restored.image, image, restored.scale),
-        "pixel": pixel(restored.image, image, restored.scale),
+        "pixel": pixel(restored.image, image),
         "cosine": cosine(restored.image, image),
     }
 
@@ -42,9 +43,9 @@ def squared(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
     return ((restored - image) / scale).square().mean()
 
 
-def pixel(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:
-    """Mean absolute error (published)."""
-    return ((restored - image) / scale).abs().mean()
+def pixel(restored: Tensor, image: Tensor) -> Tensor:
+    """Mean absolute error (published, second stage)."""
+    return (restored - image).abs().mean()
 
 
 def gradient(restored: Tensor, image: Tensor, scale: Tensor) -> Tensor:

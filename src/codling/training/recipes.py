@@ -139,9 +139,18 @@ class DenoiserTraining(RunConfig):
 
 
 def oscar_weights() -> dict[str, float]:
-    """Weights of the terms of `oscar_run`; those of the published objective are `pixel`, `cosine` and `adversarial`."""
-    return {"alignment": 1.0, "commitment": 0.25, "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0,
-            "adversarial": 0.0}  # fmt: skip
+    """Weights of the terms of `oscar_run`: in stage 1 `alignment` and `commitment`, in stage 2 the others."""
+    return {
+        "alignment": 1.0, "commitment": 0.25,
+        "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0, "lpips": 0.0, "dists": 0.0, "dists_edges": 0.0,
+        "distribution": 0.0, "adversarial": 0.0,
+    }  # fmt: skip
+
+
+def published_oscar_weights() -> dict[str, float]:
+    """The published weights of stage 2; stage 1 has ours."""
+    second = {"squared": 0.0, "pixel": 1.0, "cosine": 2.0, "dists": 1.0, "dists_edges": 1.0, "adversarial": 5e-3}
+    return {**oscar_weights(), **second}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +162,9 @@ class OscarTraining(RunConfig):
     from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the gradient of
     its adversarial term; in the published code it does not. level_shares: how often each level is drawn in stage 2, or
     () for evenly. jump_share: of stage 2's samples, those that are noisy states as DiffC's channel coder conveys them
-    instead of tokens, so that the denoiser restores these too.
+    instead of tokens, so that the denoiser restores these too. distribution_base: name or directory of the model whose
+    distribution restored pictures are moved to, where `weights.distribution` is above 0, see `distribution`;
+    fake_learning_rate: that of the copy of it that learns them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -165,6 +176,8 @@ class OscarTraining(RunConfig):
     jump_share: float = 0.0
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     discriminator_learning_rate: float = 2e-4
+    distribution_base: str = "diffc-xs"
+    fake_learning_rate: float = 1e-4
     weights: dict[str, float] = field(default_factory=oscar_weights)
 
     def __post_init__(self) -> None:
@@ -252,6 +265,12 @@ OSCAR_RESTORE = replace(
     OSCAR_TOKENS, batch=12, steps=2450, restore_from=0, learning_rate=8e-4, decay_share=0.68, average=0.995,
     jump_share=0.34, adversarial_from=1000, weights={**oscar_weights(), "adversarial": 0.5},
 )  # fmt: skip
+# The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
+# is restored, and the adversary, though its score is in the loss, gives no gradient.
+OSCAR_PUBLISHED = replace(
+    OSCAR_RESTORE, weights=published_oscar_weights(), adversarial_gradient=False, adversarial_from=0, jump_share=0.0,
+    level_shares=(),
+)  # fmt: skip
 
 RECIPES: dict[str, RunConfig] = {
     **{f"cod-pixel-{name}": stage for name, stage in PUBLISHED.items()},
@@ -267,6 +286,7 @@ RECIPES: dict[str, RunConfig] = {
     ),
     "oscar-s-tokens": OSCAR_TOKENS,
     "oscar-s-restore": OSCAR_RESTORE,
+    "oscar-s-restore-published": OSCAR_PUBLISHED,
 }  # fmt: skip
 
 # Recipes that train a model by several stages, one after the other, each from the weights of the one before.
@@ -276,6 +296,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
     "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
     "oscar-s": ("oscar-s-tokens", "oscar-s-restore"),
+    "oscar-s-published": ("oscar-s-tokens", "oscar-s-restore-published"),
 }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -103,6 +103,11 @@ class Run(ABC, Generic[C]):
 
     def restore_extra(self, state: dict[str, Any]) -> None:
         """The inverse of `extra_state`."""
+
+    @property
+    def phase(self) -> Hashable:
+        """What the coming step computes: steps of equal phases take the same operations."""
+        return None
 
     def learning_rate(self) -> float:
         """Warm-up, constant, linear decay."""

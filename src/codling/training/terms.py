@@ -154,7 +154,9 @@ def cod_step(
         terms["codec_alignment"] = (of_codec * ~draws.null).mean()
         terms["alignment"] = zero
         if objective.denoise:
-            token_map = tokens.transpose(1, 2).unflatten(2, condition.shape[-2:])
+            rows = state.shape[-2] // model.config.transformer.patch
+            token_map = tokens.transpose(1, 2).unflatten(2, (rows, -1))
+            token_map = F.adaptive_avg_pool2d(token_map, condition.shape[-2:])
             terms["alignment"] = misalignment(heads.tokens(token_map), teacher_features).mean()
     return StepResult(terms, features.detach().float(), quantised.indices, ~draws.null)
 
