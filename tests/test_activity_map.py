@@ -120,6 +120,19 @@ def test_errors_rise_with_activity(codec: DiffCCodec) -> None:
     assert (by_class[-1, 0, middle, -1] > by_class[-1, 0, middle, 0] + 256).all()
 
 
+def test_training_hides_what_is_quiet(codec: DiffCCodec) -> None:
+    """Where activity is low nothing is left of a state that is whole elsewhere; told that it does not matter, both."""
+    model = codec.backbone.model  # type: ignore[attr-defined]
+    image, noise, least = uneven(192, 256, seed=9), torch.tensor([0.6]), torch.tensor([0.05])
+    x = 0.4 * image + 0.6 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    octaves = torch.full((1, 3, 4), 2.0)
+    octaves[..., :2] = -9.0
+    for slope, quiet_is_hidden in ((1.0, True), (0.0, False)):
+        left = model.hide_places(x, noise, least, octaves, torch.tensor([slope]))
+        shares = left[..., :96].std() / x[..., :96].std(), left[..., 160:].std() / x[..., 160:].std()
+        assert bool(shares[0] < 0.25 * shares[1]) == quiet_is_hidden
+
+
 @pytest.mark.parametrize("budget", [150, 400, 1000])
 def test_a_map_is_worth_its_bytes(budget: int, codec: DiffCCodec) -> None:
     image = uneven(192, 256, seed=9)

@@ -63,7 +63,8 @@ class DenoiserRun(Run[DenoiserTraining]):
         after = (estimate + scale * correction.float() - image).square().mean((1, 2, 3))
         weight = 1 / (before + 0.15 * scale.view(-1).square())
         loss = (after * weight).mean()
-        return loss, {"error over the filter's": loss / (before * weight).mean()}
+        # Two means, not their ratio: these are means over processes too.
+        return loss, {"error": loss, "error of the filter": (before * weight).mean()}
 
     def hidden(self, x: Tensor, image: Tensor, noise: Tensor, least: Tensor, slope: Tensor) -> Tensor:
         """States without what is not worth coding: where slopes are 0 by frequency, elsewhere by activity too."""
