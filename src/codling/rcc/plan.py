@@ -32,8 +32,8 @@ SHUFFLE = 0xFFFFFFFE
 # Bits that a message has beyond its rate, for its first groups: the register starts at zero, so that they choose among
 # few candidates only.
 START_BITS = 4
-# Classes of activity are fewer.
-MOST_CLASSES = 16
+# Most classes of activity; more would overflow 64 bits in maps of many cells.
+MOST_CLASSES = 10
 # Most bits a group sends.
 MAX_BITS = 8
 
@@ -96,6 +96,8 @@ class Layout:
     @classmethod
     def local(cls, edges: np.ndarray, height: int, width: int, *, classes: int, activity: np.ndarray) -> "Layout":
         """Bands of frequency and activity. activity: (rows, columns) in [0, classes), of a grid of cells."""
+        if not 1 <= classes <= MOST_CLASSES or not 0 <= activity.min() <= activity.max() < classes:
+            raise ValueError(f"wanted at most {MOST_CLASSES} classes of activity, each below {classes}, got {activity}")
         bands = place_bands(edges, height, width) * classes + spread_activity(activity, height, width)
         return cls._sorted(bands, len(edges) * classes, places=True)
 
