@@ -82,7 +82,8 @@ def measure(state: np.ndarray, power: np.ndarray, code: int, stride: int) -> Act
     # Of colours, gray alone: the others follow it.
     used = slice(1) if len(state) == 3 else slice(None)
     spectrum = torch.from_numpy(to_spectrum(state)[None, used])
-    octaves = activity(spectrum, torch.from_numpy(power[used]), *grid(code, height, width, stride))[0].numpy()
+    rows, columns = grid(code, height, width, stride)
+    octaves = activity(spectrum, torch.from_numpy(power[used]), rows, columns, stride=stride)[0].numpy()
     return ActivityMap(code, np.clip(np.rint(octaves) - LOWEST, 0, CLASSES - 1).astype(np.int64))
 
 

@@ -12,14 +12,14 @@ BAND = (1 / 64, 1 / 8)
 LEAST = 2.0**-12
 
 
-def activity(spectrum: Tensor, power: Tensor, rows: int, columns: int) -> Tensor:
+def activity(spectrum: Tensor, power: Tensor, rows: int, columns: int, *, stride: int = 1) -> Tensor:
     """log2 of the power in the cells of a grid, relative to the expected: (B, rows, columns).
 
     spectrum: (B, C, H, W), DCT coefficients of pictures that the grid cuts evenly. power: (C, H, W), their expected
-    squares.
+    squares. stride: pixels that a sample spans.
     """
     height, width = spectrum.shape[-2:]
-    frequency = radius(height, width, spectrum)
+    frequency = radius(height, width, spectrum) / stride
     inside = (frequency >= BAND[0]) & (frequency <= BAND[1])
     white = spectrum * inside / power.sqrt()
     along, across = dct_matrix(height, spectrum), dct_matrix(width, spectrum)
