@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from codling.bitstream.bits import BitReader, BitWriter, OutOfBitsError
+from codling.bitstream.index_tables import fit_index_model
 from codling.codecs.activity_map import (
     BYTES_A_CELL,
     CELLS,
     CLASSES,
+    USUAL_CELLS,
     ActivityMap,
     Tables,
     cells_for,
@@ -24,7 +26,9 @@ from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.calibration import calibrate
 from codling.codecs.diffc import DiffCCodec
+from codling.codecs.diffc_encoder import Encoder
 from codling.codecs.diffc_stream import DiffCConfig, read_settings
+from codling.diffusion.guidance import VelocityFunction
 from codling.errors import FormatError
 from codling.models.wiener import WienerConfig, WienerFilter, fit_spectrum
 from codling.rcc.plan import Layout
@@ -100,6 +104,8 @@ def test_finer_cells_for_larger_budgets() -> None:
         enough = bytes_a_cell * np.prod(grid(code, 512, 768, 1))
         assert cells_for(int(enough), 512, 768, 1) == code
         assert cells_for(int(enough) - 1, 512, 768, 1) == code - 1
+    assert cells_for(None, 512, 768, 1) == USUAL_CELLS
+    assert [cells_for(budget, 96, 64, 1) for budget in (None, 50, 5000)] == [0, 0, 0], "six cells say too little"
     # A latent's sample covers eight pixels, and cells are as large in pixels.
     assert grid(2, 64, 96, 8) == grid(2, 512, 768, 1)
 
@@ -149,7 +155,7 @@ def test_a_map_is_worth_its_bytes(budget: int, codec: DiffCCodec) -> None:
 
 
 def test_small_budgets_are_spent_without_a_map(codec: DiffCCodec) -> None:
-    for budget, expected in ((10, 0), (30, 1), (60, 2)):
+    for budget, expected in ((10, 0), (47, 0), (48, 2), (500, 3)):
         reader = BitReader(codec.encode(uneven(192, 256), RateTarget(max_bytes=budget)))
         read_settings(reader, codec.config)
         found = read_map(reader, codec.tables[False], 192, 256, 1)
@@ -164,5 +170,48 @@ def test_a_stream_cut_within_its_map_is_no_picture_yet_but_no_error(codec: DiffC
 
 
 def test_tables_by_activity_come_whole(codec: DiffCCodec) -> None:
-    with pytest.raises(ValueError, match="come with the tables of maps"):
-        replace(codec.tables[False], maps=None)
+    tables = codec.tables[False]
+    assert tables.maps is not None
+    fewer = fit_index_model([np.zeros((3, 3), int)], CLASSES - 1)
+    for change in ({"maps": None}, {"local": None}, {"maps": fewer}):
+        with pytest.raises(ValueError, match="come with the tables of maps"):
+            replace(tables, **change)
+
+
+def test_lengths_have_one_writing(codec: DiffCCodec) -> None:
+    writer = BitWriter()
+    for bits, width in ((3, 2), (1, 1), (2, 4), (0, 1), (0, 4), (0, 64)):
+        writer.put(bits, width)
+    with pytest.raises(FormatError, match="written longer than it is"):
+        read_map(BitReader(writer.to_bytes()), codec.tables[False], 256, 256, 1)
+
+
+class Knowing(DenoiserBackbone):
+    """A denoiser that is told most of the picture before the first step, as CoD is by its condition."""
+
+    conditional = True
+
+    def __init__(self, model: WienerFilter, picture: torch.Tensor):
+        super().__init__(model)
+        self.picture = picture
+
+    def condition(self, image: torch.Tensor) -> bytes:
+        return b"told"
+
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
+        plain = super().velocity(condition, height=height, width=width)
+        return (lambda x, t: (0.8 * self.picture - x) / (1 - t).view(-1, 1, 1, 1)) if condition else plain
+
+
+def test_a_condition_changes_no_map(codec: DiffCCodec) -> None:
+    """Maps are of pictures: with and without a condition, in calibration and in streams, they are the same."""
+    image = uneven(192, 256, seed=9)
+    backbone = Knowing(codec.backbone.model, image)  # type: ignore[attr-defined]
+    tables = {told: calibrate(backbone, [image], conditional=told, levels=(300, 900, 1023)) for told in (True, False)}
+    coder = DiffCCodec(backbone, codec.config, tables, name="told", model_id=9)
+    maps = [Encoder(coder, coder.config, image, max_bytes=budget).activity for budget in (120, None)]
+    maps.append(Encoder(codec, codec.config, image, max_bytes=120).activity)
+    assert maps[0] is not None
+    for other in maps[1:]:
+        assert other is not None
+        assert np.abs(other.classes - maps[0].classes).max() <= 1

@@ -11,21 +11,22 @@ from math import prod
 import numpy as np
 import torch
 
-from codling.bitstream.bits import BitReader, BitWriter, OutOfBitsError
-from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
+from codling.bitstream.bits import BitReader, BitWriter, OutOfBitsError, packed_size
+from codling.bitstream.indices import IndexModel, decode_indices, encode_indices, index_bits
 from codling.errors import FormatError
-from codling.models.activity import activity
+from codling.models.activity import octaves, whitened
 from codling.rcc.plan import LEVELS, ErrorTable, Layout, Q
-from codling.rcc.spectral import to_spectrum
+from codling.rcc.spectral import idct, to_spectrum
 
 # Sides of cells in pixels, by the code in the stream; the first is no map.
 CELLS = (0, 128, 64, 32)
 CODE_BITS = 2
-# The one for streams that end somewhere else than at a length.
+# The finest for streams that end somewhere else than at a length.
 USUAL_CELLS = 2
 # Bytes that a budget has for each cell at least, for codes from 1: finer maps cost more than they bring
-# (`docs/diffc.md`).
+# (`docs/diffc.md`). Maps of fewer cells than `FEWEST` say too little for the three bytes that any map costs.
 BYTES_A_CELL = (4, 4, 10)
+FEWEST = 12
 # Classes are octaves of power beside that of the average photograph, from 2^LOWEST on.
 CLASSES, LOWEST = 10, -6
 # The length of a map in bytes is sent in groups of so many bits, each after a bit that says that there is another.
@@ -45,8 +46,18 @@ class Tables:
     maps: IndexModel | None = None
 
     def __post_init__(self) -> None:
-        if (self.local is None) != (self.maps is None) or (self.local and self.local.classes != CLASSES):
-            raise ValueError(f"tables by activity have {CLASSES} classes and come with the tables of maps")
+        if self.local is None and self.maps is None:
+            return
+        if (
+            self.local is None
+            or self.maps is None
+            or (self.local.classes, self.local.components) != (CLASSES, self.whole.components)
+            or len(self.maps.groups) != CLASSES
+        ):
+            raise ValueError(
+                f"tables by activity have {CLASSES} classes, as many components as the others, and come with the "
+                "tables of maps"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,16 @@ def grid(code: int, height: int, width: int, stride: int) -> tuple[int, int]:
     return -(-height * stride // CELLS[code]), -(-width * stride // CELLS[code])
 
 
-def cells_for(max_bytes: int, height: int, width: int, stride: int) -> int:
-    """The code of the finest cells that a budget is enough for, for a state (C, height, width); 0 if none are."""
-    fitting = (
-        code
-        for code in range(len(CELLS) - 1, 0, -1)
-        if prod(grid(code, height, width, stride)) * BYTES_A_CELL[code - 1] <= max_bytes
-    )
-    return next(fitting, 0)
+def cells_for(max_bytes: int | None, height: int, width: int, stride: int) -> int:
+    """The code of the finest cells that a budget is enough for, for a state (C, height, width); 0 if none are.
+
+    max_bytes: None if the length is not what decides where the stream ends.
+    """
+    for code in range(USUAL_CELLS if max_bytes is None else len(CELLS) - 1, 0, -1):
+        cells = prod(grid(code, height, width, stride))
+        if cells >= FEWEST and (max_bytes is None or cells * BYTES_A_CELL[code - 1] <= max_bytes):
+            return code
+    return 0
 
 
 def measure(state: np.ndarray, power: np.ndarray, code: int, stride: int) -> ActivityMap:
@@ -81,10 +94,11 @@ def measure(state: np.ndarray, power: np.ndarray, code: int, stride: int) -> Act
     height, width = state.shape[1:]
     # Of colours, gray alone: the others follow it.
     used = slice(1) if len(state) == 3 else slice(None)
-    spectrum = torch.from_numpy(to_spectrum(state)[None, used])
+    white = whitened(torch.from_numpy(to_spectrum(state)[None, used]), torch.from_numpy(power[used]), stride=stride)
+    image = np.stack([idct(idct(plane.T).T) for plane in white[0].numpy()])
     rows, columns = grid(code, height, width, stride)
-    octaves = activity(spectrum, torch.from_numpy(power[used]), rows, columns, stride=stride)[0].numpy()
-    return ActivityMap(code, np.clip(np.rint(octaves) - LOWEST, 0, CLASSES - 1).astype(np.int64))
+    found = octaves(torch.from_numpy(image)[None], rows, columns)[0].numpy()
+    return ActivityMap(code, np.clip(np.rint(found) - LOWEST, 0, CLASSES - 1).astype(np.int64))
 
 
 def prior_power(table: ErrorTable, layout: Layout, shape: tuple[int, int, int]) -> np.ndarray:
@@ -121,8 +135,10 @@ def read_map(reader: BitReader, tables: Tables, height: int, width: int, stride:
         more = reader.take(1)
         length += reader.take(LENGTH_BITS) << place
         place += LENGTH_BITS
-        if length > shape[0] * shape[1] + 1:
+        if length > 1 + packed_size(prod(shape), index_bits(CLASSES)):
             raise FormatError(f"an activity map of {shape[0]} x {shape[1]} cells has {length} bytes; it is damaged")
+    if place > LENGTH_BITS and length < 1 << place - LENGTH_BITS:
+        raise FormatError("the length of the activity map is written longer than it is; it is damaged")
     bits = reader.take_array(8 * length)
     if len(bits) < 8 * length:
         raise OutOfBitsError

@@ -84,16 +84,17 @@ class DiffCCodec:
         """
         condition, message = self._split(payload)
         reader, before = BitReader(message), len(payload) - len(message)
-        chain = self.start(condition, height=height, width=width, settings=self.config)
+        settings, found, cut = self.config, None, False
         try:
             final, settings = read_settings(reader, self.config)
-            rows, columns = chain.state.shape[1:]
+            _, rows, columns = self._shape(height, width)
             found = read_map(reader, self.tables_for(condition), rows, columns, self.backbone.stride)
         except OutOfBitsError:
-            yield chain, before
-            return
+            cut = True
         chain = self.start(condition, height=height, width=width, settings=settings, activity=found)
         yield chain, before
+        if cut:
+            return
         try:
             scale = 0
             for following in settings.levels(final):
@@ -137,13 +138,17 @@ class DiffCCodec:
     ) -> Chain:
         """Pure noise of a picture's padded size, and the velocity under a condition."""
         tables = self.tables_for(condition)
-        tall, wide = (-(-side // self.backbone.grid) * self.backbone.grid for side in (height, width))
-        shape = (self.backbone.channels, tall // self.backbone.stride, wide // self.backbone.stride)
-        velocity = self.backbone.velocity(condition, height=tall, width=wide)
+        shape, stride = self._shape(height, width), self.backbone.stride
+        velocity = self.backbone.velocity(condition, height=shape[1] * stride, width=shape[2] * stride)
         if activity is None:
             return Chain.begin(velocity, tables.whole, settings, Layout.make(tables.whole.edges, *shape[1:]), shape)
         assert tables.local is not None
         return Chain.begin(velocity, tables.local, settings, activity.layout(tables.local, *shape[1:]), shape)
+
+    def _shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Of the state of a picture."""
+        grid, stride = self.backbone.grid, self.backbone.stride
+        return self.backbone.channels, -(-height // grid) * grid // stride, -(-width // grid) * grid // stride
 
     def tables_for(self, condition: bytes) -> Tables:
         """Those of the model with a condition, or without. Raises ModelError if it was not calibrated so."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import varint
-from codling.codecs.activity_map import USUAL_CELLS, ActivityMap, Tables, cells_for, measure, prior_power, write_map
+from codling.codecs.activity_map import ActivityMap, Tables, cells_for, measure, prior_power, write_map
 from codling.codecs.backbones import Backbone
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
@@ -77,20 +77,25 @@ class Encoder:
             condition = b""
         self.head = varint(len(condition)) + condition if backbone.conditional else b""
         self.tables = codec.tables_for(condition)
-        self.activity = self._activity(state[0].numpy(), None if max_bytes is None else max_bytes - len(self.head))
+        self.activity = self._activity(state[0].numpy(), max_bytes)
         chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
         self.source = chain.layout.coefficients(state[0].numpy())
         self.now = Progress(chain, 0, BitWriter())
 
     def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
-        """The map for a budget that the condition is paid from already, if the model's streams have one."""
+        """The map for a budget, if the model's streams have one; what comes before it is paid from the budget."""
         if self.tables.local is None:
             return None
         stride, (height, width) = self.codec.backbone.stride, state.shape[1:]
-        code = USUAL_CELLS if max_bytes is None else cells_for(max_bytes, height, width, stride)
+        if max_bytes is not None:
+            settings = BitWriter()
+            write_settings(settings, 1, self.settings, self.codec.config)
+            max_bytes -= len(self.head) + -(-settings.count // 8)
+        code = cells_for(max_bytes, height, width, stride)
         if not code:
             return None
-        whole = self.tables.whole
+        # In units of what is expected without a condition: maps are of pictures, not of what a condition leaves open.
+        whole = self.codec.tables_for(b"").whole
         power = prior_power(whole, Layout.make(whole.edges, height, width), (len(state), height, width))
         return measure(state, power, code, stride)
 

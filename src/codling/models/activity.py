@@ -12,18 +12,27 @@ BAND = (1 / 64, 1 / 8)
 LEAST = 2.0**-12
 
 
-def activity(spectrum: Tensor, power: Tensor, rows: int, columns: int, *, stride: int = 1) -> Tensor:
+def activity(spectrum: Tensor, power: Tensor, rows: int, columns: int) -> Tensor:
     """log2 of the power in the cells of a grid, relative to the expected: (B, rows, columns).
 
     spectrum: (B, C, H, W), DCT coefficients of pictures that the grid cuts evenly. power: (C, H, W), their expected
-    squares. stride: pixels that a sample spans.
+    squares. For pictures of the size that training has: the transform takes side^2 numbers.
     """
-    height, width = spectrum.shape[-2:]
-    frequency = radius(height, width, spectrum) / stride
+    white = whitened(spectrum, power)
+    along, across = (dct_matrix(side, spectrum) for side in spectrum.shape[-2:])
+    return octaves(along.T @ white @ across, rows, columns)
+
+
+def whitened(spectrum: Tensor, power: Tensor, *, stride: int = 1) -> Tensor:
+    """The frequencies that count, of a mean square of 1 over the picture if `power` holds. stride: pixels a sample."""
+    frequency = radius(*spectrum.shape[-2:], spectrum) / stride
     inside = (frequency >= BAND[0]) & (frequency <= BAND[1])
-    white = spectrum * inside / power.sqrt()
-    along, across = dct_matrix(height, spectrum), dct_matrix(width, spectrum)
-    squares = (along.T @ white @ across).square().mean(1, keepdim=True) / inside.float().mean().clamp(min=LEAST)
+    return spectrum * inside / (power * inside.float().mean().clamp(min=LEAST)).sqrt()
+
+
+def octaves(white: Tensor, rows: int, columns: int) -> Tensor:
+    """log2 of the mean square of a whitened picture (B, C, H, W) in the cells of a grid: (B, rows, columns)."""
+    squares = white.square().mean(1, keepdim=True)
     return F.adaptive_avg_pool2d(squares, (rows, columns))[:, 0].clamp(min=LEAST).log2()
 
 
@@ -51,12 +60,12 @@ def place_means(values: Tensor) -> Tensor:
     return out
 
 
-def spread(octaves: Tensor, height: int, width: int) -> Tensor:
+def spread(activity: Tensor, height: int, width: int) -> Tensor:
     """Activity of every cell (B, rows, columns) -> of every coefficient in places, (B, height, width).
 
     A coefficient wider than a cell has that of the mean power of its cells; one without a place that of the picture.
     """
-    power = 2 ** octaves[:, None]
+    power = 2 ** activity[:, None]
     out = power.mean((2, 3)).view(-1, 1, 1).expand(-1, height, width).clone()
     for box in boxes(height, width):
         out[:, *box.at] = F.adaptive_avg_pool2d(power, (box.height, box.width))[:, 0]

@@ -303,6 +303,7 @@ def _touched(parts: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _octave(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """log2(total / count), half up, of integers total >= count: the last k with total / count >= 2^(k - 1/2)."""
-    steps = np.arange(1, MOST_CLASSES)
-    out: np.ndarray = (2 * total[..., None] ** 2 >= (count[..., None] << steps) ** 2).sum(-1)
+    out, twice = np.zeros(np.broadcast_shapes(total.shape, count.shape), np.int64), 2 * total**2
+    for k in range(1, MOST_CLASSES):
+        out += twice >= (count << k) ** 2
     return out

@@ -203,9 +203,8 @@ def _error_tables(stored: Mapping[str, Tensor], conditional: bool) -> Tables | N
     try:
         levels, edges, log_error = (stored[f"{name}.{part}"].numpy() for part in ERROR_PARTS)
         whole = ErrorTable(levels, edges, log_error)
-        if (by_class := stored.get(f"{name}.{LOCAL_ERROR}")) is None:
-            return Tables(whole)
-        local = replace(whole, log_error=by_class.numpy(), classes=CLASSES)
+        by_class = stored.get(f"{name}.{LOCAL_ERROR}")
+        local = None if by_class is None else replace(whole, log_error=by_class.numpy(), classes=CLASSES)
         return Tables(whole, local, _index_model(stored, f"{name}.{MAP_MODEL}"))
     except (KeyError, ValueError) as error:
         raise ModelError(f"the tables {name} of the model are damaged ({error}); get it again") from error
