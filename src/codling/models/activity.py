@@ -25,7 +25,8 @@ def activity(spectrum: Tensor, power: Tensor, rows: int, columns: int) -> Tensor
 
 def whitened(spectrum: Tensor, power: Tensor, *, stride: int = 1) -> Tensor:
     """The frequencies that count, of a mean square of 1 over the picture if `power` holds. stride: pixels a sample."""
-    frequency = radius(*spectrum.shape[-2:], spectrum) / stride
+    height, width = spectrum.shape[-2:]
+    frequency = radius(height, width, spectrum) / stride
     inside = (frequency >= BAND[0]) & (frequency <= BAND[1])
     return spectrum * inside / (power * inside.float().mean().clamp(min=LEAST)).sqrt()
 
