@@ -222,7 +222,7 @@ def test_a_row_that_a_crash_cut_off_does_not_stop_a_run(tmp_path: Path) -> None:
 def test_means_are_of_the_steps_that_had_the_term() -> None:
     meter = log.Meter(4)
     for terms in ({"flow": 1.0}, {"flow": 2.0}, {"flow": 6.0, "late": 5.0}):
-        meter.add(terms)
+        meter.add(terms, operations=10)
     row = meter.read(steps_left=0, device=CPU)
     assert (row["flow"], row["late"]) == (3.0, 5.0)
     meter.add({"flow": 7.0})
