@@ -225,7 +225,7 @@ def test_means_are_of_the_steps_that_had_the_term() -> None:
         meter.add(terms, operations=10)
     row = meter.read(steps_left=0, device=CPU)
     assert (row["flow"], row["late"]) == (3.0, 5.0)
-    meter.add({"flow": 7.0})
+    meter.add({"flow": 7.0}, operations=10)
     assert "late" not in meter.read(steps_left=0, device=CPU)
 
 
