@@ -31,7 +31,6 @@ from codling.codecs.diffc_stream import DiffCConfig, read_settings
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import FormatError
 from codling.models.wiener import WienerConfig, WienerFilter, fit_spectrum
-from codling.rcc.plan import Layout
 from codling.rcc.spectral import from_spectrum
 
 FAITHFUL = DecodeOptions(steps=1)
@@ -112,7 +111,7 @@ def test_finer_cells_for_larger_budgets() -> None:
 
 def test_a_map_says_where_the_picture_is_busy(codec: DiffCCodec) -> None:
     image, whole = uneven(192, 256, seed=9)[0].numpy(), codec.tables[False].whole
-    found = measure(image, prior_power(whole, Layout.make(whole.edges, 192, 256), image.shape), 2, 1)
+    found = measure(image, prior_power(whole, 192, 256), 2, 1)
     assert found.classes.shape == (3, 4)
     assert found.classes[:, 0].max() + 3 < found.classes[:, 3].min()
 

@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +312,18 @@ def test_damage_is_said_by_a_checksum(linear: DiffCCodec) -> None:
     assert outcomes.count("seen") >= 18
 
 
+def test_damage_of_settings_and_map_is_refused_or_another_picture(linear: DiffCCodec) -> None:
+    payload = linear.encode(image_of(noise_picture(96, 128, seed=9)), RateTarget(noise_level=700))
+    for place, bit in product(range(12), range(8)):
+        damaged = bytearray(payload)
+        damaged[place] ^= 1 << bit
+        try:
+            decoded = linear.decode(bytes(damaged), height=96, width=128, options=FAITHFUL)
+        except FormatError:
+            continue
+        assert decoded.isfinite().all()
+
+
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"\xff" * 40, b"\x00" * 40, bytes(range(200))])
 def test_random_payloads_decode_or_are_refused(payload: bytes, linear: DiffCCodec) -> None:
     try:
@@ -396,4 +408,4 @@ def test_a_stored_stream_still_decodes_to_its_picture() -> None:
     wanted = np.asarray(Image.open(golden / "linear.png"), int)
     found = np.asarray(codling.decode((golden / "linear.roe").read_bytes()), int)
     assert np.abs(found - wanted).max() <= 1
-    assert np.abs(wanted - noise_picture(96, 128, seed=5)).mean() < 45
+    assert np.abs(wanted - noise_picture(96, 128, seed=5)).mean() < 40

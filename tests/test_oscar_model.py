@@ -11,9 +11,10 @@ from torch.nn import functional as F
 import codling
 from codling.bitstream.index_tables import fit_index_model
 from codling.codecs.base import RateTarget
-from codling.codecs.oscar import OscarCodec, pad_to_grid
+from codling.codecs.oscar import OscarCodec
 from codling.codecs.oscar_pixel import PixelOscar
 from codling.codecs.pseudo_times import measure
+from codling.codecs.tiling import pad_to_grid
 from codling.errors import ConfigError, RateError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig

@@ -101,10 +101,14 @@ def measure(state: np.ndarray, power: np.ndarray, code: int, stride: int) -> Act
     return ActivityMap(code, np.clip(np.rint(found) - LOWEST, 0, CLASSES - 1).astype(np.int64))
 
 
-def prior_power(table: ErrorTable, layout: Layout, shape: tuple[int, int, int]) -> np.ndarray:
-    """Expected squares of DCT coefficients, (C, H, W) float32: the errors of someone who knows nothing."""
+def prior_power(table: ErrorTable, height: int, width: int) -> np.ndarray:
+    """Expected squares of DCT coefficients, (C, height, width) float32: the errors of someone who knows nothing.
+
+    table: of frequency alone, and of a model without a condition.
+    """
     nothing = table.at(np.full(table.log_error.shape[1:], LEVELS - 1))
-    return layout.spread(2.0 ** (nothing / Q)).reshape(shape)
+    spread = Layout.make(table.edges, height, width).spread(2.0 ** (nothing / Q))
+    return spread.reshape(table.components, height, width)
 
 
 def write_map(writer: BitWriter, found: ActivityMap | None, tables: Tables) -> None:

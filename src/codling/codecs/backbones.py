@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from codling.codecs.cod import CoDCodec
-from codling.codecs.tiling import blend, plan_tiles
+from codling.codecs.tiling import blend, pad_to_grid, plan_tiles
 from codling.diffusion.guidance import VelocityFunction
 from codling.models.denoiser import Denoiser
 from codling.models.wiener import WienerFilter
@@ -47,6 +47,12 @@ class Backbone(Protocol):
     def to_image(self, state: Tensor) -> Tensor:
         """The inverse of `to_state`, as well as the autoencoder can."""
         ...
+
+
+def padded_state(backbone: Backbone, image: Tensor) -> Tensor:
+    """Image (1, 3, H, W) of any size -> its state at t = 1, float32 on the CPU, of sides padded to the grid."""
+    with torch.inference_mode():
+        return backbone.to_state(pad_to_grid(image, backbone.grid).to(backbone.device)).float().cpu()
 
 
 class DenoiserBackbone:

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.prng import gaussians
 from codling.codecs.activity_map import CELLS, CLASSES, Tables, measure
-from codling.codecs.backbones import Backbone
+from codling.codecs.backbones import Backbone, padded_state
 from codling.codecs.chain import START
 from codling.rcc.plan import EDGE_UNITS, LEVELS, ErrorTable, Layout, Q
 from codling.rcc.spectral import to_spectrum
@@ -53,7 +52,7 @@ def calibrate(
     edges, channels = radial_edges(), backbone.channels
     power = Sums(channels, len(edges))
     for image in images:
-        state = _state(backbone, image)
+        state = padded_state(backbone, image)
         layout = Layout.make(edges, *state.shape[-2:])
         power.add(np.square(to_spectrum(state[0].numpy())), layout)
     prior = power.mean()
@@ -61,7 +60,7 @@ def calibrate(
     local = [Sums(channels, len(edges) * CLASSES) for _ in levels]
     maps: list[np.ndarray] = []
     for number, image in enumerate(images):
-        state = _state(backbone, image)
+        state = padded_state(backbone, image)
         condition = backbone.condition(image) if conditional else b""
         shape = state.shape[-2] * backbone.stride, state.shape[-1] * backbone.stride
         velocity = backbone.velocity(condition, height=shape[0], width=shape[1])
@@ -121,12 +120,6 @@ class Sums:
             law = 2.0 ** (height + slope * (octaves - middle))
             out[component, band] = (sums + DRAWN * law) / (weight + DRAWN)
         return out.reshape(channels, -1) + FLOOR
-
-
-def _state(backbone: Backbone, image: Tensor) -> Tensor:
-    padded = F.pad(image, (0, -image.shape[-1] % backbone.grid, 0, -image.shape[-2] % backbone.grid), mode="replicate")
-    with torch.inference_mode():
-        return backbone.to_state(padded.to(backbone.device)).float().cpu()
 
 
 def _log(mean: np.ndarray) -> np.ndarray:

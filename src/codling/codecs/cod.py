@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
 from codling.bitstream.prng import gaussians
 from codling.codecs.base import DecodeOptions, RateTarget
-from codling.codecs.tiling import Tile, assemble, batches, blend, plan_tiles
+from codling.codecs.tiling import Tile, assemble, batches, blend, pad_to_grid, plan_tiles
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import VelocityFunction, guided
 from codling.diffusion.samplers import sampler
@@ -83,9 +82,8 @@ class CoDCodec:
     @torch.inference_mode()
     def indices(self, image: Tensor) -> Tensor:
         """Indices (h, w) of an image of any size, padded by repeating its last row and column."""
-        height, width = image.shape[-2:]
-        tall, wide = self._padded(height), self._padded(width)
-        padded = F.pad(image.float(), (0, wide - width, 0, tall - height), mode="replicate")
+        padded = pad_to_grid(image, self.model.config.grid)
+        tall, wide = padded.shape[-2:]
         tiles = self._tiles(tall, wide)
         pieces: list[Tensor] = []
         with self._autocast():

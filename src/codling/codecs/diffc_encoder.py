@@ -7,12 +7,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import varint
 from codling.codecs.activity_map import ActivityMap, Tables, cells_for, measure, prior_power, write_map
-from codling.codecs.backbones import Backbone
+from codling.codecs.backbones import Backbone, padded_state
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
@@ -25,7 +24,7 @@ from codling.codecs.diffc_stream import (
 from codling.codecs.search import search_on
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.plan import Layout, Q
+from codling.rcc.plan import Q
 from codling.rcc.trellis import Search
 
 # What the default settings take.
@@ -68,18 +67,16 @@ class Encoder:
         self.search = codec.search or search_on(backbone.device)
         height, width = image.shape[-2:]
         self.image = image.float()
-        padded = F.pad(self.image, (0, -width % backbone.grid, 0, -height % backbone.grid), mode="replicate")
-        with torch.inference_mode():
-            state = backbone.to_state(padded.to(backbone.device)).float().cpu()
+        state = padded_state(backbone, self.image)[0].numpy()
         condition = backbone.condition(image) if backbone.conditional else b""
         # A condition that leaves nothing of the budget for the steps is better left out.
         if max_bytes is not None and len(varint(len(condition))) + len(condition) + SETTINGS_BYTES > max_bytes:
             condition = b""
         self.head = varint(len(condition)) + condition if backbone.conditional else b""
         self.tables = codec.tables_for(condition)
-        self.activity = self._activity(state[0].numpy(), max_bytes)
+        self.activity = self._activity(state, max_bytes)
         chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
-        self.source = chain.layout.coefficients(state[0].numpy())
+        self.source = chain.layout.coefficients(state)
         self.now = Progress(chain, 0, BitWriter())
 
     def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
@@ -95,9 +92,7 @@ class Encoder:
         if not code:
             return None
         # In units of what is expected without a condition: maps are of pictures, not of what a condition leaves open.
-        whole = self.codec.tables_for(b"").whole
-        power = prior_power(whole, Layout.make(whole.edges, height, width), (len(state), height, width))
-        return measure(state, power, code, stride)
+        return measure(state, prior_power(self.codec.tables_for(b"").whole, height, width), code, stride)
 
     def to_level(self, final: int) -> bytes:
         """Until a noise level, 1 to 1022."""

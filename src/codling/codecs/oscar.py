@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codling.bitstream.bits import packed_size
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel, Mode, decode_maps, encode_maps, index_bits
 from codling.codecs.base import DecodeOptions, RateTarget
+from codling.codecs.tiling import pad_to_grid
 from codling.errors import ConfigError, FormatError, RateError
 from codling.models.rate_levels import OscarModel, Tokens
 
@@ -159,9 +159,3 @@ class OscarCodec:
 
     def _padded(self, side: int) -> int:
         return -(-side // self.model.grid) * self.model.grid
-
-
-def pad_to_grid(image: Tensor, grid: int) -> Tensor:
-    """Image (B, 3, H, W) with its last row and column repeated up to multiples of the grid, float32."""
-    height, width = image.shape[-2:]
-    return F.pad(image.float(), (0, -width % grid, 0, -height % grid), mode="replicate")

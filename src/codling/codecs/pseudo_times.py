@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codling.codecs.oscar import pad_to_grid
+from codling.codecs.tiling import pad_to_grid
 from codling.diffusion import pseudo_time
 from codling.errors import ConfigError
 from codling.models.rate_levels import LatentModel

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Tiles a network sees in one batch: more gains no speed on a CPU and costs memory.
 BATCH = 4
@@ -89,3 +90,9 @@ def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
 def _depth(length: int) -> Tensor:
     place = torch.arange(length, dtype=torch.float32) + 0.5
     return torch.minimum(place, length - place)
+
+
+def pad_to_grid(image: Tensor, grid: int) -> Tensor:
+    """Image (B, 3, H, W) with its last row and column repeated up to multiples of the grid, float32."""
+    height, width = image.shape[-2:]
+    return F.pad(image.float(), (0, -width % grid, 0, -height % grid), mode="replicate")

@@ -14,8 +14,8 @@ from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc_stream import DiffCConfig
-from codling.codecs.oscar import pad_to_grid
 from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.tiling import pad_to_grid
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
