@@ -205,7 +205,7 @@ def test_sampling_on_gives_texture_back(linear: DiffCCodec) -> None:
 class Oracle:
     """A backbone that knows the picture."""
 
-    channels, stride, grid, conditional, device = 3, 1, 8, False, CPU
+    channels, stride, grid, conditional, gaussian, device = 3, 1, 8, False, False, CPU
 
     def __init__(self, image: Tensor):
         self.image = image

@@ -76,7 +76,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         kinds = typing.get_args(hint)
         if not isinstance(value, list | tuple) or (Ellipsis not in kinds and len(value) != len(kinds)):
-            raise ConfigError(f"{where}: wanted {len(kinds)} values, got {value!r}")
+            number = "any number of" if Ellipsis in kinds else str(len(kinds))
+            raise ConfigError(f"{where}: wanted a list of {number} values, such as [1, 2], got {value!r}")
         return tuple(_convert(kinds[0], item, where) for item in value)
     if origin is dict:
         if not isinstance(value, Mapping):

@@ -98,11 +98,12 @@ def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[st
     from codling.weights.registry import backbone_of
 
     backbone = backbone_of(parts, name=name)
+    diffc = override(parts.diffc or DiffCConfig(), settings)  # before the long part, as settings may be wrong
     tables = {}
     for conditional in (True, False) if backbone.conditional else (False,):
         images = Pictures(paths, "with condition" if conditional else "without condition")
         tables[conditional] = calibrate(backbone, images, conditional=conditional)
-    return replace(parts, error_tables=tables, diffc=override(parts.diffc or DiffCConfig(), settings))
+    return replace(parts, error_tables=tables, diffc=diffc)
 
 
 def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None) -> "Parts":

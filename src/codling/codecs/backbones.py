@@ -18,13 +18,16 @@ class Backbone(Protocol):
     """A diffusion model as DiffC sees it.
 
     channels: of a state. stride: pixels a sample of the state covers. grid: what picture sides are padded to multiples
-    of. conditional: whether there can be a condition, and so whether streams have a place for it.
+    of. conditional: whether there can be a condition, and so whether streams have a place for it. gaussian: whether all
+    it knows of a picture is the power of its coefficients; its error tables then say it all, and estimates are made
+    from these.
     """
 
     channels: int
     stride: int
     grid: int
     conditional: bool
+    gaussian: bool
 
     @property
     def device(self) -> torch.device: ...
@@ -62,6 +65,7 @@ class DenoiserBackbone:
 
     def __init__(self, model: Denoiser | WienerFilter):
         self.model = model.eval()
+        self.gaussian = isinstance(model, WienerFilter)
         self.grid = model.config.grid
         self.precision = torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
@@ -99,7 +103,7 @@ class DenoiserBackbone:
 class CoDBackbone:
     """A CoD model: its indices come first in the stream and their condition guides every step, or there are none."""
 
-    conditional = True
+    conditional, gaussian = True, False
 
     def __init__(self, codec: CoDCodec):
         config = codec.model.config

@@ -13,6 +13,8 @@ from codling.bitstream.prng import gaussians
 from codling.codecs.activity_map import CELLS, CLASSES, Tables, measure
 from codling.codecs.backbones import Backbone, padded_state
 from codling.codecs.chain import START
+from codling.diffusion.guidance import VelocityFunction
+from codling.diffusion.posterior import signal_share
 from codling.rcc.plan import EDGE_UNITS, LEVELS, ErrorTable, Layout, Q
 from codling.rcc.spectral import to_spectrum
 from codling.rcc.subbands import to_places
@@ -56,8 +58,10 @@ def calibrate(
         layout = Layout.make(edges, *state.shape[-2:])
         power.add(np.square(to_spectrum(state[0].numpy())), layout)
     prior = power.mean()
-    whole = [Sums(channels, len(edges)) for _ in levels]
-    local = [Sums(channels, len(edges) * CLASSES) for _ in levels]
+    # All that a Gaussian says is the power itself, the error of someone who knows nothing.
+    measured = [START] if backbone.gaussian else levels
+    whole = [Sums(channels, len(edges)) for _ in measured]
+    local = [Sums(channels, len(edges) * CLASSES) for _ in measured]
     maps: list[np.ndarray] = []
     for number, image in enumerate(images):
         state = padded_state(backbone, image)
@@ -69,18 +73,32 @@ def calibrate(
         found = [measure(state[0].numpy(), expected, code, backbone.stride) for code in range(1, len(CELLS))]
         maps += [one.classes for one in found]
         places = Layout.local(edges, *state.shape[-2:], classes=CLASSES, activity=found[FITTED - 1].classes)
-        for level, sums, local_sums in zip(levels, whole, local, strict=True):
-            s = level / LEVELS
-            noise = gaussians(state.numel(), seed=zlib.crc32(b"calibration"), stream=number, chunk=level)
-            x = (1 - s) * state + s * torch.from_numpy(noise).view(state.shape)
-            with torch.inference_mode():
-                v = velocity(x.to(backbone.device), torch.tensor([1 - s], device=backbone.device)).float().cpu()
-            error = to_spectrum((x + s * v - state)[0].numpy())
+        for level, sums, local_sums in zip(measured, whole, local, strict=True):
+            unknown = state if backbone.gaussian else _error(velocity, state, level, number, backbone.device)
+            error = to_spectrum(unknown[0].numpy())
             sums.add(np.square(error), layout)
             local_sums.add(np.square(to_places(error)), places)
-    table = ErrorTable(np.array(levels, np.int32), edges, _log(np.stack([sums.mean() for sums in whole])))
-    by_class = np.stack([sums.by_class(CLASSES) for sums in local])
-    return Tables(table, replace(table, log_error=_log(by_class), classes=CLASSES), fit_index_model(maps, CLASSES))
+    means = np.stack([sums.mean() for sums in whole]), np.stack([sums.by_class(CLASSES) for sums in local])
+    table, by_class = (of_gaussians(mean[0], levels) if backbone.gaussian else mean for mean in means)
+    errors = ErrorTable(np.array(levels, np.int32), edges, _log(table))
+    return Tables(errors, replace(errors, log_error=_log(by_class), classes=CLASSES), fit_index_model(maps, CLASSES))
+
+
+def of_gaussians(power: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """Expected squared errors (levels, C, K) of the posterior mean of Gaussians of power (C, K) at noise levels."""
+    signal = np.array([signal_share(level / LEVELS) for level in levels])[:, None, None]
+    out: np.ndarray = power * (1 - signal) / (signal * power + 1 - signal) + FLOOR
+    return out
+
+
+def _error(velocity: VelocityFunction, state: Tensor, level: int, number: int, device: torch.device) -> Tensor:
+    """Of the estimate of a state (1, C, h, w), the one with this number, at a noise level, by shared noise."""
+    s = level / LEVELS
+    noise = gaussians(state.numel(), seed=zlib.crc32(b"calibration"), stream=number, chunk=level)
+    x = (1 - s) * state + s * torch.from_numpy(noise).view(state.shape)
+    with torch.inference_mode():
+        v = velocity(x.to(device), torch.tensor([1 - s], device=device)).float().cpu()
+    return x + s * v - state
 
 
 class Sums:

@@ -11,6 +11,7 @@ decode: bits -> for each step: estimate, plan, codewords -> state -> estimate, o
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ from codling.codecs.diffc_encoder import Encoder
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
     DiffCConfig,
+    affordable_memory,
     bits_to_message,
     checksum,
     checksum_agrees,
+    read_colours,
     read_scale,
     read_settings,
 )
@@ -56,7 +59,10 @@ class DiffCCodec:
 
     def encode(self, image: Tensor, target: RateTarget) -> bytes:
         """Image (1, 3, H, W) in [-1, 1], any size -> payload. Raises RateError if the target cannot be met."""
-        return self.encode_with(self.config, image, target)
+        settings = self.config
+        if target.max_bytes is not None:
+            settings = replace(settings, memory=affordable_memory(target.max_bytes, settings.memory))
+        return self.encode_with(settings, image, target)
 
     def encode_with(self, settings: DiffCConfig, image: Tensor, target: RateTarget) -> bytes:
         """As `encode`, with other times, threshold or trellis than the model's own; the stream carries them."""
@@ -84,14 +90,17 @@ class DiffCCodec:
         """
         condition, message = self._split(payload)
         reader, before = BitReader(message), len(payload) - len(message)
-        settings, found, cut = self.config, None, False
+        settings, found, colours, cut = self.config, None, None, False
         try:
             final, settings = read_settings(reader, self.config)
             _, rows, columns = self._shape(height, width)
             found = read_map(reader, self.tables_for(condition), rows, columns, self.backbone.stride)
+            colours = read_colours(reader, self.backbone.channels)
         except OutOfBitsError:
             cut = True
         chain = self.start(condition, height=height, width=width, settings=settings, activity=found)
+        if colours is not None:
+            chain.colours = colours
         yield chain, before
         if cut:
             return
@@ -140,10 +149,11 @@ class DiffCCodec:
         tables = self.tables_for(condition)
         shape, stride = self._shape(height, width), self.backbone.stride
         velocity = self.backbone.velocity(condition, height=shape[1] * stride, width=shape[2] * stride)
-        if activity is None:
-            return Chain.begin(velocity, tables.whole, settings, Layout.make(tables.whole.edges, *shape[1:]), shape)
-        assert tables.local is not None
-        return Chain.begin(velocity, tables.local, settings, activity.layout(tables.local, *shape[1:]), shape)
+        table, layout = tables.whole, Layout.make(tables.whole.edges, *shape[1:])
+        if activity is not None:
+            assert tables.local is not None
+            table, layout = tables.local, activity.layout(tables.local, *shape[1:])
+        return Chain.begin(velocity, table, settings, layout, shape, gaussian=self.backbone.gaussian)
 
     def _shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Of the state of a picture."""

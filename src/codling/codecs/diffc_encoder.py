@@ -15,16 +15,15 @@ from codling.codecs.backbones import Backbone, padded_state
 from codling.codecs.chain import START, Chain
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
-    LARGEST_SCALE,
     DiffCConfig,
     checksum,
     message_to_bits,
+    write_colours,
     write_settings,
 )
 from codling.codecs.search import search_on
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.plan import Q
 from codling.rcc.trellis import Search
 
 # What the default settings take.
@@ -77,6 +76,8 @@ class Encoder:
         self.activity = self._activity(state, max_bytes)
         chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
         self.source = chain.layout.coefficients(state)
+        chain.measure_colours(self.source)
+        self.colours = chain.colours
         self.now = Progress(chain, 0, BitWriter())
 
     def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
@@ -142,7 +143,7 @@ class Encoder:
     def _take(self, following: int, *, last: bool) -> None:
         """Write a step and walk it."""
         now, chain = self.now, self.now.chain
-        scale = self._measure(following)
+        scale = now.chain.scale_of(self.source, following, now.scale)
         now.writer.put_signed(scale - now.scale)
         now.scale = scale
         plan, coded = chain.plan(following, scale)
@@ -159,26 +160,10 @@ class Encoder:
         if self.now.chain.step % self.settings.check_every == 0:
             self.now.writer.put(checksum(self.now.chain.estimate), CHECK_BITS)
 
-    def _measure(self, following: int) -> int:
-        """How much harder than expected the picture is where it is worth coding, in half octaves."""
-        chain = self.now.chain
-        ratios = chain.ratios(following, self.now.scale)
-        expected = 2.0 ** (chain.table.at(chain.known) / Q)
-        error = np.square(self.source - chain.estimate).reshape(len(self.source), -1)
-        total = weights = 0.0
-        for component, band in np.argwhere(chain.worth_coding(ratios)):
-            # Weighted by how much the rate depends on the scale: d log(1 + k r) / dk.
-            ratio = 2.0 ** (ratios[component, band] / Q)
-            weight = ratio / (1 + ratio)
-            total += weight * float(error[component, chain.layout.members(0, band)].sum()) / expected[component, band]
-            weights += weight * float(chain.layout.counts[band])
-        if total <= 0 or weights <= 0:
-            return self.now.scale
-        return max(-LARGEST_SCALE, min(LARGEST_SCALE, round(2 * math.log2(total / weights))))
-
     def _cost(self, following: int) -> int:
         """Bits of a step, checksum not included."""
-        chain, scale = self.now.chain, self._measure(following)
+        chain = self.now.chain
+        scale = chain.scale_of(self.source, following, self.now.scale)
         side = BitWriter()
         side.put_signed(scale - self.now.scale)
         plan, _ = chain.plan(following, scale)
@@ -224,6 +209,7 @@ class Encoder:
         """All that comes before the first step."""
         write_settings(writer, final, self.settings, self.codec.config)
         write_map(writer, self.activity, self.tables)
+        write_colours(writer, self.colours)
 
 
 def _to_8_bits(image: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from codling.rcc.plan import LEVELS, MAX_BITS, Q
 from codling.rcc.trellis import MAX_MEMORY
 
 LEVEL_BITS = 10
-MEMORY_BITS, GROUP_BITS, THRESHOLD_BITS, COUNT_BITS = 5, 3, 8, 6
+MEMORY_BITS, GROUP_BITS, THRESHOLD_BITS, COUNT_BITS = 4, 3, 8, 6
 # Thresholds are sent in sixteenths of an octave.
 THRESHOLD_UNIT = Q // 16
 # How far a picture's errors may be from the table's, in half octaves: a factor of 4096 either way.
 LARGEST_SCALE = 24
+# What the search of a small stream may look at: candidates in all, with at most so much memory.
+CANDIDATES, MOST_MEMORY = 1 << 28, 14
 CHECK_BITS = 8
 # An estimate is projected on a random direction and rounded to this; its last eight bits are the checksum.
 CHECK_UNIT = 1 / 512
@@ -30,7 +32,8 @@ class DiffCConfig:
 
     times: descending noise levels (1024ths) after each step, from nearly all noise to nearly none. threshold: least
     log2 of the ratio g^2 E / sigma^2 worth coding, in sixteenths. memory: of the trellis, in bits; the search has
-    2^memory states. bits: sent by a group, or more where a coefficient is worth more.
+    2^memory states, and more where a budget is so small that they take no longer (`affordable_memory`). bits: sent by a
+    group, or more where a coefficient is worth more.
 
     These are the model's and not in the stream: check_every: steps between checksums. grain, empty: how the states
     are made that estimates are made from, see `chain.Chain.flow_state`. level: where a stream ends if no rate is asked
@@ -88,17 +91,12 @@ class DiffCConfig:
 
 
 def write_settings(writer: BitWriter, final: int, config: DiffCConfig, default: DiffCConfig) -> None:
-    """The final noise level, and what differs from the model's own settings."""
+    """The final noise level, the memory, and what else differs from the model's own settings."""
     writer.put(final, LEVEL_BITS)
-    own = (config.times, config.threshold, config.memory, config.bits) != (
-        default.times,
-        default.threshold,
-        default.memory,
-        default.bits,
-    )
+    writer.put(config.memory - 1, MEMORY_BITS)
+    own = (config.times, config.threshold, config.bits) != (default.times, default.threshold, default.bits)
     writer.put(int(own), 1)
     if own:
-        writer.put(config.memory, MEMORY_BITS)
         writer.put(config.bits - 1, GROUP_BITS)
         writer.put(config.threshold + (1 << 7), THRESHOLD_BITS)
         writer.put(len(config.times), COUNT_BITS)
@@ -108,19 +106,38 @@ def write_settings(writer: BitWriter, final: int, config: DiffCConfig, default: 
 
 def read_settings(reader: BitReader, default: DiffCConfig) -> tuple[int, DiffCConfig]:
     """The inverse of `write_settings`. Raises FormatError on impossible settings, OutOfBitsError on a cut stream."""
-    final = reader.take(LEVEL_BITS)
-    config = default
+    final, memory = reader.take(LEVEL_BITS), reader.take(MEMORY_BITS) + 1
+    times, threshold, bits = default.times, default.threshold, default.bits
     if reader.take(1):
-        memory, bits = reader.take(MEMORY_BITS), reader.take(GROUP_BITS) + 1
+        bits = reader.take(GROUP_BITS) + 1
         threshold = reader.take(THRESHOLD_BITS) - (1 << 7)
         times = tuple(reader.take(LEVEL_BITS) for _ in range(reader.take(COUNT_BITS)))
-        try:
-            config = replace(default, times=times, threshold=threshold, memory=memory, bits=bits)
-        except ConfigError as error:
-            raise FormatError(f"the stream's settings are damaged: {error}") from error
+    try:
+        config = replace(default, times=times, threshold=threshold, memory=memory, bits=bits)
+    except ConfigError as error:
+        raise FormatError(f"the stream's settings are damaged: {error}") from error
     if not 0 < final < LEVELS - 1:
         raise FormatError(f"the stream ends at noise level {final}, wanted 1 to {LEVELS - 2}; it is damaged")
     return final, config
+
+
+def affordable_memory(max_bytes: int, least: int) -> int:
+    """The memory of a stream of so many bytes, mostly of groups of one bit: `least`, or more within `CANDIDATES`."""
+    return max(least, min(MOST_MEMORY, (CANDIDATES // (16 * max(max_bytes, 1))).bit_length() - 1))
+
+
+def write_colours(writer: BitWriter, colours: np.ndarray) -> None:
+    """Half octaves (C,), the first of which is 0 and not said."""
+    for colour in colours[1:]:
+        writer.put_signed(int(colour))
+
+
+def read_colours(reader: BitReader, count: int) -> np.ndarray:
+    """The inverse, (count,). Raises FormatError beyond `LARGEST_SCALE` either way."""
+    out = np.array([0, *(reader.take_signed(2 * LARGEST_SCALE) for _ in range(count - 1))])
+    if np.abs(out).max() > LARGEST_SCALE:
+        raise FormatError(f"scales of colours are from -{LARGEST_SCALE} to {LARGEST_SCALE}, got {out}; it is damaged")
+    return out
 
 
 def read_scale(reader: BitReader, before: int) -> int:

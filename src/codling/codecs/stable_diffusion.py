@@ -12,7 +12,7 @@ from codling.models.stable_diffusion import StableDiffusion
 class StableDiffusionBackbone:
     """A latent UNet without text: the prompt is empty, as published (text costs more bits than it saves)."""
 
-    conditional = False
+    conditional, gaussian = False, False
 
     def __init__(self, model: StableDiffusion):
         config = model.config

@@ -189,7 +189,7 @@ def worth_coding(ratios: np.ndarray, layout: Layout, threshold: int) -> np.ndarr
     return chosen
 
 
-def scaled(log_error: np.ndarray, scale: int) -> np.ndarray:
+def scaled(log_error: np.ndarray, scale: int | np.ndarray) -> np.ndarray:
     """Log errors in Q8 with so many half octaves added."""
     return log_error + scale * (Q // 2)
 

@@ -11,10 +11,12 @@ from codling.models.denoiser import Denoiser
 from codling.models.wiener import fit_spectrum
 from codling.nn.spectral import to_spectrum
 from codling.pictures import to_image_array
+from codling.rcc.plan import LEVELS
 from codling.training.draws import noise_like, step_generator
 from codling.training.recipes import DenoiserTraining
 from codling.training.run import Run
 from codling.training.validation import centre_squares, denoising_gain, fixed_noise
+from codling.training.walks import Walks
 
 # Ratio of power to noise from which a frequency counts as coded in validation.
 VALIDATION_RATIO = 0.7
@@ -32,6 +34,7 @@ class DenoiserRun(Run[DenoiserTraining]):
         torch.manual_seed(config.seed)
         model = Denoiser(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(config, device, model, nn.Module())
+        self.walks = Walks.of(config.walk_as) if config.walk_share else None
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Give the filter the spectrum of pictures."""
@@ -42,29 +45,76 @@ class DenoiserRun(Run[DenoiserTraining]):
         self.model.correction = torch.compile(self.model.correction)
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error over the filter's own, picture by picture, so that no noise level and no texture rules.
+        """Squared error over the filter's own, picture by picture, so that no noise level and no texture rules."""
+        config, places = self.config, np.array(self.places[: len(image)])
+        generator = step_generator(config.seed, self.step)
+        noise, least, slope, walk = (
+            draw[places].to(self.device)
+            for draw in (
+                noise_levels(config.batch, generator),
+                least_ratios(config.batch, config.hidden_share, generator),
+                slopes(config.batch, config.local_share, generator),
+                torch.rand(config.batch, generator=generator),
+            )
+        )
+        walking = walk < config.walk_share
+        errors = []
+        if not walking.all():
+            rest = ~walking
+            s, kept = noise[rest].view(-1, 1, 1, 1), places[rest.cpu().numpy()]
+            x = (1 - s) * image[rest] + s * noise_like(image[rest], kept, seed=config.seed, step=self.step)
+            with torch.no_grad():
+                x = self.hidden(x, image[rest], noise[rest], least[rest], slope[rest])
+            errors.append(self.errors(x, noise[rest], image[rest])[0])
+        if walking.any():
+            errors.append(self.errors_of_walks(image[walking], places[walking.cpu().numpy()]))
+        after, before = torch.cat(errors, 1).mean(1)
+        # Two means, not their ratio: these are means over processes too.
+        return after, {"error": after, "error of the filter": before.detach()}
+
+    def errors(self, x: Tensor, noise: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted squared errors of the model and of the filter, (2, B), and the model's estimates, (B, 3, H, W).
 
         A share of the filter's expected error is added below the line: flat pictures would weigh too much without it.
         """
-        config, places = self.config, self.places[: len(image)]
-        generator = step_generator(config.seed, self.step)
-        noise = noise_levels(config.batch, generator)[list(places)].to(self.device)
-        least = least_ratios(config.batch, config.hidden_share, generator)[list(places)].to(self.device)
-        slope = slopes(config.batch, config.local_share, generator)[list(places)].to(self.device)
-        s = noise.view(-1, 1, 1, 1)
-        x = (1 - s) * image + s * noise_like(image, places, seed=config.seed, step=self.step)
         with torch.no_grad():
-            x = self.hidden(x, image, noise, least, slope)
-            estimate = self.model.filter(x, noise).contiguous(memory_format=torch.channels_last)
+            base = self.model.filter(x, noise).contiguous(memory_format=torch.channels_last)
             scale = self.model.scale(noise)
         with self.autocast():
-            correction = self.model.correction(x.contiguous(memory_format=torch.channels_last), estimate, noise)
-        before = (estimate - image).square().mean((1, 2, 3))
-        after = (estimate + scale * correction.float() - image).square().mean((1, 2, 3))
+            correction = self.model.correction(x.contiguous(memory_format=torch.channels_last), base, noise)
+        estimate = base + scale * correction.float()
+        before = (base - image).square().mean((1, 2, 3))
+        after = (estimate - image).square().mean((1, 2, 3))
         weight = 1 / (before + 0.15 * scale.view(-1).square())
-        loss = (after * weight).mean()
-        # Two means, not their ratio: these are means over processes too.
-        return loss, {"error": loss, "error of the filter": (before * weight).mean()}
+        return torch.stack([after * weight, before * weight]), estimate.detach()
+
+    def errors_of_walks(self, image: Tensor, places: np.ndarray) -> Tensor:
+        """As `errors`, (2, B): means over the states of a walk to each picture."""
+        assert self.walks is not None
+        seed = (self.config.seed, self.step)
+        walks = [
+            self.walks.draw(one, np.random.default_rng((*seed, int(place))))
+            for one, place in zip(image.cpu().numpy(), places, strict=True)
+        ]
+        first = walks[0].chain
+        with torch.no_grad(), self.autocast():
+            # Walks begin alike: at noise that says nothing.
+            level = torch.tensor([first.level / LEVELS], device=self.device)
+            estimate = self.model(first.seen().to(self.device), level).float().expand_as(image)
+        total, count = torch.zeros(2, len(image), device=self.device), [len(walk.left) for walk in walks]
+        active = list(range(len(walks)))
+        while active:
+            for number, row in zip(active, estimate.float().cpu().numpy(), strict=True):
+                walks[number].chain.estimate = row
+                walks[number].step()
+            chains = [walks[number].chain for number in active]
+            x = torch.cat([chain.seen() for chain in chains]).to(self.device)
+            noise = torch.tensor([chain.level / LEVELS for chain in chains], device=self.device)
+            found, estimate = self.errors(x, noise, image[active])
+            total = total.index_add(1, torch.tensor(active, device=self.device), found)
+            going = [place for place, number in enumerate(active) if walks[number].left]
+            estimate, active = estimate[going], [active[place] for place in going]
+        return total / torch.tensor(count, device=self.device)
 
     def hidden(self, x: Tensor, image: Tensor, noise: Tensor, least: Tensor, slope: Tensor) -> Tensor:
         """States without what is not worth coding: where slopes are 0 by frequency, elsewhere by activity too."""

@@ -127,15 +127,21 @@ class DenoiserTraining(RunConfig):
 
     hidden_share: share of samples without the frequencies that are not worth coding at their noise level, as the
     decoder has not got them either. local_share: of all samples, those where that depends on the activity of the place.
+    walk_share: share of pictures whose states are instead those of DiffC's own walk to them, see `walks`; each costs as
+    many evaluations as its walk has steps. walk_as: name or directory of the model whose tables and settings plan it.
     """
 
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     hidden_share: float = 0.65
     local_share: float = 0.75
+    walk_share: float = 0.0
+    walk_as: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_crop(self.crop, self.model.grid)
+        if not 0 <= self.walk_share <= 1:
+            raise ConfigError(f"training: walk_share must be between 0 and 1, got {self.walk_share}")
 
 
 def oscar_weights() -> dict[str, float]:

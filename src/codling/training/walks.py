@@ -1,0 +1,82 @@
+"""What a denoiser sees inside DiffC: the states of walks from noise to a picture, made with its own estimates.
+
+In a codec's states some bands have just been coded, some wait at noise levels of earlier steps and were brought along
+by the posterior mean, and some say nothing yet, all by the plan of the picture at hand. No noising of a picture gives
+quite these, so training walks: a step's estimate, which the loss is about, is also what the next state is made of. The
+channel coder is not run; what it would say is drawn as it is meant to be distributed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codling.bitstream.container import CodecId
+from codling.codecs.activity_map import Tables, measure, prior_power
+from codling.codecs.chain import Chain
+from codling.codecs.diffc import DiffCCodec
+from codling.codecs.diffc_stream import DiffCConfig
+from codling.errors import ConfigError
+from codling.rcc.plan import Layout
+from codling.weights.registry import load
+
+
+class Walk:
+    """One walk to a picture.
+
+    chain: where it is. Its estimate is to be set before each `step`. left: noise levels (1024ths) still to come.
+    """
+
+    def __init__(
+        self, image: np.ndarray, tables: Tables, settings: DiffCConfig, *, final: int, code: int,
+        random: np.random.Generator,
+    ):  # fmt: skip
+        """At pure noise. image: (3, H, W) in [-1, 1]. final: level of the last step. code: of the activity map's cells,
+        0 for none."""
+        power = prior_power(tables.whole, *image.shape[1:])
+        table = tables.whole
+        layout = Layout.make(table.edges, *image.shape[1:])
+        if code and tables.local is not None:
+            table = tables.local
+            layout = measure(image, power, code, stride=1).layout(table, *image.shape[1:])
+        shape = (image.shape[0], image.shape[1], image.shape[2])
+        self.chain = Chain.begin(_no_velocity, table, settings, layout, shape)
+        self.left = settings.levels(final)
+        self._source, self._scale, self._random = layout.coefficients(image), 0, random
+        self.chain.measure_colours(self._source)
+
+    def step(self) -> None:
+        """Go to the next level, told of the picture what an ideal channel tells: the target with unit noise."""
+        following, chain = self.left.pop(0), self.chain
+        self._scale = chain.scale_of(self._source, following, self._scale)
+        coded = chain.worth_coding(chain.ratios(following, self._scale))
+        target = chain.target(self._source, following)
+        chain.advance(following, coded, target + self._random.standard_normal(target.shape, np.float32))
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Walks as a model's streams go: planned with its tables, by its settings."""
+
+    tables: Tables
+    settings: DiffCConfig
+
+    @classmethod
+    def of(cls, name: str) -> "Walks":
+        """As those of a model, by name or directory. Raises ConfigError if DiffC has no streams of it in pixels."""
+        codec = load(name, device=torch.device("cpu"), codec=CodecId.DIFFC)
+        assert isinstance(codec, DiffCCodec)
+        if codec.backbone.conditional or codec.backbone.stride != 1:
+            raise ConfigError(f"walk_as wants a denoiser of pixels without a condition, got {name!r}; use linear")
+        return cls(codec.tables[False], codec.config)
+
+    def draw(self, image: np.ndarray, random: np.random.Generator) -> Walk:
+        """To an image (3, H, W), ending somewhere in the model's times; cells have their middle size half the time."""
+        final = int(random.integers(self.settings.times[-1], self.settings.times[0]))
+        code = int(random.choice([0, 1, 2, 2, 2, 3]))
+        return Walk(image, self.tables, self.settings, final=final, code=code, random=random)
+
+
+def _no_velocity(x: Tensor, time: Tensor) -> Tensor:
+    raise RuntimeError("the estimates of a walk are set, not asked for")
