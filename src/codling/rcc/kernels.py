@@ -157,7 +157,8 @@ def extend_paths(value, scores, memory, bits, back):  # type: ignore[no-untyped-
         sources = states >> bits[n]
         for high in range(ways):
             # States that share all but their last bits come from the same one.
-            source, score = value[high * sources : (high + 1) * sources], scores[n, high << memory : (high + 1) << memory]
+            source = value[high * sources : (high + 1) * sources]
+            score = scores[n, high << memory : (high + 1) << memory]
             if ways == 2:
                 _repeat(source, 2, before)
             elif ways == 4:
