@@ -92,6 +92,8 @@ def test_problems_are_not_trivial() -> None:
     for problem in trellises():
         assert len(set(trellis.search(**problem))) > 1
         assert (np.diff(problem["starts"]) % 8).any()
+    sizes = np.concatenate([np.diff(problem["starts"]) for problem in trellises()])
+    assert {1, 2, 3, 4, 5, 8, 13} <= set(sizes), "all ways to share blocks, with values left over and without"
     assert len({pfr.encode(**problem) for problem in blocks()}) == len(blocks())
 
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from codling.bitstream.prng import gaussians, normal_table
+from codling.bitstream.prng import PER_BLOCK, gaussians, normal_table
 from codling.bitstream.prng import philox as reference_philox
 from codling.rcc import trellis
 from codling.rcc.channel import group_bits, receive, send
-from codling.rcc.kernels import TILE, philox, score_block, score_candidates
+from codling.rcc.kernels import TILE, extend_paths, philox, score_block, score_candidates
 from codling.rcc.pfr import scores
 from codling.rcc.plan import Band
 from codling.rcc.threads import in_parts
@@ -22,6 +22,14 @@ def split(count: int, groups: int) -> np.ndarray:
     return np.linspace(0, count, groups + 1).astype(np.int64)
 
 
+def reference_candidate(size: int, candidate: int, *, seed: int, step: int, group: int) -> np.ndarray:
+    """Straight from the format's text: groups of four and fewer share the eight numbers of a block."""
+    taken = next((taken for taken in (1, 2, 4) if taken >= size), PER_BLOCK)
+    word, place = divmod(candidate, PER_BLOCK // taken)
+    drawn = gaussians(max(size, PER_BLOCK), seed=seed, stream=step, chunk=group, candidate=word)
+    return drawn[taken * place :][:size]
+
+
 def reference_codewords(message: np.ndarray, starts: np.ndarray, bits: np.ndarray, memory: int) -> np.ndarray:
     """Straight from the format's text: of all bits sent so far, the last memory + bits name the candidate."""
     sent, words = 0, []
@@ -29,7 +37,7 @@ def reference_codewords(message: np.ndarray, starts: np.ndarray, bits: np.ndarra
         sent = sent << int(own) | int(value)
         register = sent & ((1 << (memory + int(own))) - 1)
         size = int(starts[group + 1] - starts[group])
-        words.append(gaussians(size, seed=3, stream=1, chunk=group, candidate=register))
+        words.append(reference_candidate(size, register, seed=3, step=1, group=group))
     return np.concatenate(words)
 
 
@@ -40,29 +48,60 @@ def path_score(z: np.ndarray, target: np.ndarray, starts: np.ndarray, share: np.
 
 def test_the_compiled_generator_is_the_reference() -> None:
     for counter in ((0, 0, 0, 0), (1, 2, 3, 4), (0xFFFFFFFF, 7, 0, 0xFFFFFFFF)):
-        words = philox(*(np.uint32(c) for c in counter), np.uint32(0xA4093822), np.uint32(0x299F31D0))
+        words = philox(*(np.uint64(c) for c in counter), np.uint64(0xA4093822), np.uint64(0x299F31D0))
         assert tuple(words) == tuple(reference_philox(np.array(counter), (0xA4093822, 0x299F31D0)))
 
 
-def test_compiled_scores_are_those_of_the_reference_draws() -> None:
-    rng = np.random.default_rng(0)
-    target, valid = np.zeros(16, np.float32), np.zeros(16, np.float32)
-    target[:13], valid[:13] = rng.normal(size=13), 1
-    count = TILE + 30
-    score = np.empty(count, np.float32)
-    score_candidates(target, valid, np.float32(1.5), np.float32(0.2), np.uint32(9), np.uint32(4), np.uint32(5),
-                     np.uint32(0), normal_table(), score)  # fmt: skip
-    z = np.stack([gaussians(16, seed=5, stream=4, chunk=9, candidate=candidate) for candidate in range(count)])
-    assert score == pytest.approx((1.5 * z * target - 0.2 * z * z * valid).sum(1), abs=1e-4)
-    # To the bit, with every product and sum rounded in the order that `kernels` promises.
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 13, 16])
+@pytest.mark.parametrize("count", [4, TILE + 30])
+def test_compiled_scores_are_those_of_the_reference_draws(size: int, count: int) -> None:
+    """To the bit, with every product and sum rounded in the order that `kernels` promises."""
+    target, score = np.random.default_rng(size).normal(size=size).astype(np.float32), np.empty(count, np.float32)
+    score_candidates(target, np.float32(1.5), np.float32(0.2), np.uint64(9), np.uint64(4), np.uint64(5), np.uint64(0),
+                     normal_table(), score)  # fmt: skip
+    z = np.stack([reference_candidate(size, candidate, seed=5, step=4, group=9) for candidate in range(count)])
+    assert score == pytest.approx((1.5 * z * target - 0.2 * z * z).sum(1), abs=1e-4)
     dot, square = np.zeros((2, count), np.float32)
-    for j in range(0, 16, 2):
-        dot += z[:, j] * target[j] + z[:, j + 1] * target[j + 1]
-        square += z[:, j] * z[:, j] * valid[j] + z[:, j + 1] * z[:, j + 1] * valid[j + 1]
+    for j in range(0, size, 2):
+        last = j + 1 == size
+        dot += z[:, j] * target[j] + (0 if last else z[:, j + 1] * target[j + 1])
+        square += z[:, j] * z[:, j] + (0 if last else z[:, j + 1] * z[:, j + 1])
     assert np.array_equal(score, np.float32(1.5) * dot - np.float32(0.2) * square)
-    block = np.empty(count, np.float32)
-    score_block(target, 0, np.uint32(9), np.uint32(4), np.uint32(5), np.uint32(0), normal_table(), block)
-    assert np.array_equal(block, dot)
+
+
+def test_candidates_of_blocks_take_whole_philox_blocks() -> None:
+    """However few dimensions a published chunk has; its scores are a trellis's sums, with nothing taken off."""
+    target, count = np.zeros(16, np.float32), TILE + 30
+    target[:13] = np.random.default_rng(0).normal(size=13)
+    for size in (2, 13):
+        score, dot = np.empty(count, np.float32), np.zeros(count, np.float32)
+        padded = np.where(np.arange(16) < size, target, 0)[: 8 if size < 8 else 16].astype(np.float32)
+        score_block(padded, 3, np.uint64(9), np.uint64(4), np.uint64(5), np.uint64(0), normal_table(), score)
+        z = np.stack([gaussians(len(padded), seed=5, stream=4, chunk=9, candidate=3 + c) for c in range(count)])
+        for j in range(0, len(padded), 2):
+            dot += z[:, j] * padded[j] + z[:, j + 1] * padded[j + 1]
+        assert np.array_equal(score, dot)
+
+
+def test_path_steps_are_those_of_the_definition() -> None:
+    """To the bit: every state keeps the best way into it, of equal ones the lowest, less the best of all."""
+    rng, memory, bits = np.random.default_rng(0), 6, np.array([1, 2, 3, 1, 4, 6])
+    scores = rng.integers(0, 9, (len(bits), 1 << (memory + 6))).astype(np.float32) / 7  # many are equal
+    value, states = np.full(1 << memory, -np.inf, np.float32), np.arange(1 << memory)
+    value[5] = 0
+    back, wanted = np.empty((len(bits), 1 << memory), np.uint8), value.copy()
+    extend_paths(value, scores, memory, bits, back)
+    for group, own in enumerate(bits):
+        registers = (np.arange(1 << own)[:, None] << memory) | states
+        reached = wanted[registers >> own] + scores[group, registers]
+        assert np.array_equal(back[group], reached.argmax(0))
+        wanted = reached.max(0) - reached.max()
+    assert np.array_equal(value, wanted)
+
+
+def test_more_bits_than_memory_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 bits: take a memory of as many"):
+        search(np.ones(2, np.float32), np.array([0, 1, 2]), np.ones(2), np.array([1, 4]), memory=3, step=0)
 
 
 @pytest.mark.parametrize("memory", [4, 6, 8])

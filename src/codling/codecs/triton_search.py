@@ -12,7 +12,7 @@ from codling.bitstream.prng import normal_table, philox, split_seed
 from codling.rcc import pfr, trellis, triton_kernels
 from codling.rcc.kernels import trace_back
 
-# Candidates, and states, that one program has in hand.
+# Philox blocks, and states, that one program has in hand.
 TILE, STATES_TILE = 256, 4096
 # Scores of a batch of groups in memory: 64 MB, which every group fits in.
 BATCH_SCORES = 1 << 24
@@ -21,7 +21,7 @@ EXACT = {"enable_fp_fusion": False}
 
 
 class TritonSearch:
-    """Searches of a device, a GPU unless Triton interprets. `tile`: candidates a program, a power of two."""
+    """Searches of a device, a GPU unless Triton interprets. `tile`: blocks a program, a power of two."""
 
     def __init__(self, device: torch.device, *, tile: int = TILE):
         self.device, self.tile = device, tile
@@ -40,7 +40,7 @@ class TritonSearch:
         value, new, scores = self._empty(states), self._empty(states), self._empty(batch * count)
         value.fill_(-torch.inf)[0] = 0
         back = torch.empty((groups, states), dtype=torch.uint8, device=self.device)
-        tiles = -(-count // self.tile)
+        tiles = -(-_blocks(starts, states << bits.astype(np.int64)) // self.tile)
         with torch.cuda.device_of(value):
             for first in range(0, groups, batch):
                 size = min(batch, groups - first)
@@ -98,3 +98,10 @@ class TritonSearch:
 
     def _empty(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self.device)
+
+
+def _blocks(starts: np.ndarray, candidates: np.ndarray) -> int:
+    """The most first blocks that a group of these bounds and numbers of candidates draws."""
+    sizes = np.diff(starts)
+    share = np.select([sizes <= 1, sizes <= 2, sizes <= 4], [8, 4, 2], 1)
+    return int((-(-candidates // share)).max())

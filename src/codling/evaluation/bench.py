@@ -24,6 +24,7 @@ from codling.evaluation.channel_bench import (
     gpu_candidates_per_second,
     gpu_coders,
     library_candidates_per_second,
+    step_seconds,
 )
 from codling.pictures import load_picture
 from codling.weights.registry import load
@@ -135,6 +136,9 @@ def bench_diffc(model: str, photo: Path) -> Iterator[Row]:
     )
     library = library_candidates_per_second()
     yield Row("the same by numpy's generator and product", f"{library / 1e9:.2f}e9 / s", "", None)
+    for memory in (10, 12, 14):
+        seconds = step_seconds(threads, memory)
+        yield Row(f"8,000 groups of 1 or 2, 1 bit each, {1 << memory:,} states", f"{seconds:.3f} s", "", None)
     for row in coders(threads):
         said = f"{row.effective:.3f} ({row.seconds:.2f} s a kbit)"
         yield Row(f"effective bits over bits sent, {row.coder}", said, "", None)

@@ -71,6 +71,15 @@ def candidates_per_second(threads: int, *, dimensions: int = 4096, candidates: i
     return dimensions * candidates / _fastest(lambda repeat: draw(chunk=repeat))
 
 
+def step_seconds(threads: int, memory: int, *, groups: int = 8000) -> float:
+    """Finding the message of a step as DiffC's are: groups of one or two coefficients that send one bit each."""
+    starts = np.arange(groups + 1) * 3 // 2
+    share = 4 ** -(groups / starts[-1])
+    target = np.random.default_rng(0).normal(size=starts[-1]) * np.sqrt(1 - share)
+    find = partial(search, target, starts, np.full(groups, share), np.ones(groups, np.int64), memory=memory)
+    return _fastest(lambda repeat: find(step=repeat, threads=threads))
+
+
 def library_candidates_per_second(dimensions: int = 4096, candidates: int = 1 << 12) -> float:
     """The same with a library's generator and one matrix product."""
     target, rng = np.random.default_rng(0).normal(size=dimensions).astype(np.float32), np.random.default_rng(1)

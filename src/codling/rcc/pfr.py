@@ -42,10 +42,10 @@ def scores(target: np.ndarray, count: int, *, seed: int, step: int, chunk: int, 
     padded = np.zeros(-(-len(target) // PER_BLOCK) * PER_BLOCK, np.float32)
     padded[: len(target)] = target
     out = np.empty(count, np.float32)
-    k0, k1 = (np.uint32(half) for half in split_seed(seed))
+    k0, k1 = (np.uint64(half) for half in split_seed(seed))
 
     def score(begin: int, end: int) -> None:
-        score_block(padded, begin, np.uint32(chunk), np.uint32(step), k0, k1, normal_table(), out[begin:end])
+        score_block(padded, begin, np.uint64(chunk), np.uint64(step), k0, k1, normal_table(), out[begin:end])
 
     with ThreadPoolExecutor(threads) as pool:
         in_parts(pool, threads, 0, count, score)

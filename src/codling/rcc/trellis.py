@@ -19,14 +19,14 @@ from typing import Protocol
 
 import numpy as np
 
-from codling.bitstream.prng import PER_BLOCK, normal_table, split_seed
+from codling.bitstream.prng import normal_table, split_seed
 from codling.rcc.threads import in_parts
 
 # States of the search are 2^memory; a register holds at most 8 bits more.
 MAX_MEMORY = 16
-# Groups scored between two turns of the path search: enough that threads seldom wait for each other, unless their
-# scores together would be more than 256 MB.
-BATCH, BATCH_SCORES = 64, 1 << 26
+# Groups scored between two turns of the path search: enough that threads seldom wait for each other, but no more than
+# 1 MB of scores, which stay in the cache, unless threads would have nothing to do. 256 MB bounds it all.
+BATCH, CACHED_SCORES, BATCH_SCORES = 64, 1 << 18, 1 << 26
 
 
 class Search(Protocol):
@@ -47,23 +47,28 @@ def search(
     target: (n,) float32, in units of the codewords' deviation. starts: (groups + 1,), group i is
     `target[starts[i]:starts[i + 1]]`. noise_share: (groups,), rho^2 in (0, 1]. bits: (groups,) 1 to 8.
     threads: that score candidates; their number changes nothing but the time.
+
+    Raises ValueError if a group sends more bits than the memory has.
     """
     from codling.rcc.kernels import extend_paths, score_groups, trace_back
 
-    padded, valid, places = _pad(target, starts)
+    if bits.max() > memory:
+        raise ValueError(f"a group sends {bits.max()} bits: take a memory of as many at least, not {memory}")
+    aim, bounds = np.ascontiguousarray(target, np.float32), starts.astype(np.int64)
     gain, penalty = weights(noise_share)
     groups, sends = len(starts) - 1, bits.astype(np.int64)
     counts = np.int64(1) << memory + sends
     value = np.full(1 << memory, -np.inf, np.float32)
     value[0] = 0
-    batch = min(groups, BATCH, max(1, BATCH_SCORES // int(counts.max())))
-    scores = np.empty((batch, counts.max()), np.float32)
+    most = int(counts.max())
+    batch = min(groups, BATCH, max(2 * threads, CACHED_SCORES // most), max(1, BATCH_SCORES // most))
+    scores = np.empty((batch, most), np.float32)
     back = np.empty((groups, 1 << memory), np.uint8)
-    draws = (np.uint32(step), *_key(seed), normal_table())
+    draws = (np.uint64(step), *_key(seed), normal_table())
 
     def score(begin: int, end: int) -> None:
         part = scores[begin - first : end - first]
-        score_groups(padded, valid, places, gain, penalty, counts, begin, *draws, part)
+        score_groups(aim, bounds, gain, penalty, counts, begin, *draws, part)
 
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, groups, batch):
@@ -90,20 +95,10 @@ def codewords(
     from codling.rcc.kernels import draw_codewords
 
     out = np.empty(int(starts[len(message)]), np.float32)
-    draw_codewords(message, starts, memory, bits.astype(np.int64), np.uint32(step), *_key(seed), normal_table(), out)
+    draw_codewords(message, starts, memory, bits.astype(np.int64), np.uint64(step), *_key(seed), normal_table(), out)
     return out
 
 
-def _key(seed: int) -> tuple[np.uint32, np.uint32]:
+def _key(seed: int) -> tuple[np.uint64, np.uint64]:
     low, high = split_seed(seed)
-    return np.uint32(low), np.uint32(high)
-
-
-def _pad(target: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The target with every group filled up to whole Philox blocks, which entries are real, and the groups' bounds."""
-    sizes = np.diff(starts)
-    places = np.concatenate([[0], np.cumsum(-(-sizes // PER_BLOCK) * PER_BLOCK)])
-    real = np.arange(len(target)) + np.repeat(places[:-1] - starts[:-1], sizes)
-    padded, valid = np.zeros((2, int(places[-1])), np.float32)
-    padded[real], valid[real] = target, 1
-    return padded, valid, places
+    return np.uint64(low), np.uint64(high)

@@ -1,8 +1,8 @@
 """The loops of `kernels` for a GPU, in Triton: the same Philox words, Gaussians and candidates, chosen the same way.
 
 Nothing here needs torch; `codling.codecs.triton_search` launches the kernels. Candidates live in registers: a program
-draws a tile of them eight dimensions at a time, multiplies and forgets them, so memory holds no more than their scores
-(trellis) or the best of a tile (blocks).
+draws a tile of Philox blocks at a time, multiplies their Gaussians and forgets them, so memory holds no more than the
+candidates' scores (trellis) or the best of a tile (blocks).
 
 The trellis takes two kernels. Scores of all groups of a batch are independent and fill the GPU. Viterbi's algorithm
 over them is a chain of one short step a group that all states must finish together. A launch a group would be thousands
@@ -38,10 +38,15 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def _add_pair(dot, square, word, table, target, place, end):
-    """`dot` and `square` with the two dimensions from `place`, whose Gaussians a word names; none is at `end` or on."""
-    low = tl.load(table + (word & 0xFFFF).to(tl.int32))
-    high = tl.load(table + (word >> 16).to(tl.int32))
+def _gaussian(word, table, HIGH: tl.constexpr):  # noqa: N803
+    """What a word's low or high half names."""
+    half = word >> 16 if HIGH else word & 0xFFFF
+    return tl.load(table + half.to(tl.int32))
+
+
+@triton.jit
+def _add_pair(dot, square, low, high, target, place, end):
+    """`dot` and `square` with the Gaussians of the two dimensions from `place`; none is at `end` or on."""
     low_real, high_real = place < end, place + 1 < end
     dot += low * tl.load(target + place, low_real, 0.0) + high * tl.load(target + place + 1, high_real, 0.0)
     square += low * low * low_real.to(tl.float32) + high * high * high_real.to(tl.float32)
@@ -49,19 +54,59 @@ def _add_pair(dot, square, word, table, target, place, end):
 
 
 @triton.jit
+def _add_word(dot, square, word, table, target, place, end):
+    """`_add_pair` of the two Gaussians that a word names."""
+    low, high = _gaussian(word, table, False), _gaussian(word, table, True)
+    return _add_pair(dot, square, low, high, target, place, end)
+
+
+@triton.jit
 def _dot_and_square(candidate, target, begin, end, chunk, step, k0, k1, table):
-    """z . target[begin:end] and |z|^2, float32, for a tile of candidates (uint32)."""
+    """z . target[begin:end] and |z|^2, float32, for a tile of candidates (uint32) that take whole blocks."""
     dot = tl.zeros(candidate.shape, tl.float32)
     square = tl.zeros(candidate.shape, tl.float32)
     for block in range((end - begin + _PER_BLOCK - 1) // _PER_BLOCK):
         counter = tl.zeros(candidate.shape, tl.uint32) + tl.cast(block, tl.uint32)
         w0, w1, w2, w3 = philox(counter, candidate, chunk, step, k0, k1)
         place = begin + block * _PER_BLOCK
-        dot, square = _add_pair(dot, square, w0, table, target, place, end)
-        dot, square = _add_pair(dot, square, w1, table, target, place + 2, end)
-        dot, square = _add_pair(dot, square, w2, table, target, place + 4, end)
-        dot, square = _add_pair(dot, square, w3, table, target, place + 6, end)
+        dot, square = _add_word(dot, square, w0, table, target, place, end)
+        dot, square = _add_word(dot, square, w1, table, target, place + 2, end)
+        dot, square = _add_word(dot, square, w2, table, target, place + 4, end)
+        dot, square = _add_word(dot, square, w3, table, target, place + 6, end)
     return dot, square
+
+
+@triton.jit
+def _store_shared(
+    word, number, w0, w1, gain, penalty, target, begin, end, count, table, scores, WIDTH: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Scores of the candidates from `number` on that have their values in half of a block, WIDTH = 1, 2 or 4 each."""
+    none = tl.zeros(word.shape, tl.float32)
+    number = word.to(tl.int32) * (_PER_BLOCK // WIDTH) + number
+    for half in tl.static_range(2):
+        drawn = w1 if half else w0
+        if WIDTH == 1:
+            for high in tl.static_range(2):
+                z, own = _gaussian(drawn, table, high), number + 2 * half + high
+                score = gain * (z * tl.load(target + begin)) - penalty * (z * z)
+                tl.store(scores + own, score, own < count)
+        if WIDTH == 2:
+            dot, square = _add_word(none, none, drawn, table, target, begin, end)
+            tl.store(scores + number + half, gain * dot - penalty * square, number + half < count)
+    if WIDTH == 4:
+        dot, square = _add_word(none, none, w0, table, target, begin, end)
+        dot, square = _add_word(dot, square, w1, table, target, begin + 2, end)
+        tl.store(scores + number, gain * dot - penalty * square, number < count)
+
+
+@triton.jit
+def _score_shared(
+    word, gain, penalty, target, begin, end, count, group, step, k0, k1, table, scores, WIDTH: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Scores of all candidates of a tile of blocks, candidate words (uint32), whose groups take WIDTH values each."""
+    w0, w1, w2, w3 = philox(tl.zeros(word.shape, tl.uint32), word, group, step, k0, k1)
+    _store_shared(word, 0, w0, w1, gain, penalty, target, begin, end, count, table, scores, WIDTH)
+    _store_shared(word, 4 // WIDTH, w2, w3, gain, penalty, target, begin, end, count, table, scores, WIDTH)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -109,22 +154,36 @@ def score_groups(
 ):  # fmt: skip
     """scores[n * stride + r] = gain z_r . target - penalty |z_r|^2 for every candidate r of group first + n.
 
-    One program a group and tile, `tiles` a group. target: float32, group i at [starts[i], starts[i + 1]). gain,
-    penalty: (groups,) float32. bits: (groups,) int32; a group has 2^(memory + bits) candidates.
+    One program a group and tile of blocks, `tiles` a group. target: float32, group i at [starts[i], starts[i + 1]).
+    gain, penalty: (groups,) float32. bits: (groups,) int32; a group has 2^(memory + bits) candidates.
     """
     place = tl.program_id(0) // tiles
     group = first + place
-    candidate = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    word = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
     count = 1 << (memory + tl.load(bits + group))
-    # Groups of fewer bits than others have fewer tiles.
-    begin = tl.load(starts + group)
-    end = tl.where(tl.program_id(0) % tiles * TILE < count, tl.load(starts + group + 1), begin)
-    dot, square = _dot_and_square(
-        candidate.to(tl.uint32), target, begin, end, group.to(tl.uint32), step.to(tl.uint32), k0.to(tl.uint32),
-        k1.to(tl.uint32), table,
-    )  # fmt: skip
-    score = tl.load(gain + group) * dot - tl.load(penalty + group) * square
-    tl.store(scores + place * stride + candidate, score, candidate < count)
+    begin, end = tl.load(starts + group), tl.load(starts + group + 1)
+    own_gain, own_penalty = tl.load(gain + group), tl.load(penalty + group)
+    chunk, c3, key0, key1 = group.to(tl.uint32), step.to(tl.uint32), k0.to(tl.uint32), k1.to(tl.uint32)
+    drawn, own = word.to(tl.uint32), scores + place * stride
+    # The first of the tile's candidates; groups with fewer of them, or of more a block, need fewer tiles than others.
+    tile = tl.program_id(0) % tiles * TILE
+    if end - begin > 4:
+        # A tile that is not needed sums over nothing.
+        last = tl.where(tile < count, end, begin)
+        dot, square = _dot_and_square(drawn, target, begin, last, chunk, c3, key0, key1, table)
+        tl.store(own + word, own_gain * dot - own_penalty * square, word < count)
+    elif end - begin > 2:
+        if tile * 2 < count:
+            _score_shared(
+                drawn, own_gain, own_penalty, target, begin, end, count, chunk, c3, key0, key1, table, own, 4
+            )  # fmt: skip
+    elif end - begin == 2:
+        if tile * 4 < count:
+            _score_shared(
+                drawn, own_gain, own_penalty, target, begin, end, count, chunk, c3, key0, key1, table, own, 2
+            )  # fmt: skip
+    elif tile * 8 < count:
+        _score_shared(drawn, own_gain, own_penalty, target, begin, end, count, chunk, c3, key0, key1, table, own, 1)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
