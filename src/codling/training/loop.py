@@ -113,6 +113,7 @@ def _steps(
         while not stopping:
             # Data that cannot be read end the run in all processes, though each counts what it read itself.
             image = run.engine.together(upcoming.result)
+            check_read_alike(run.engine, source)
             if run.step + 1 < config.steps:
                 upcoming = ahead.submit(source.batch, run.step + 1)
             terms, operations = counter.step(run.phase, run.train_step, image)
@@ -132,6 +133,25 @@ def _steps(
                 _validate(run, held_out, directory / SAMPLES, log, stage=stage)
             meter.pause(time.monotonic() - paused)
     save()
+
+
+def check_read_alike(engine: Engine, source: Source) -> None:
+    """Raises ConfigError in every process unless all have read the same pictures.
+
+    From others, or fewer, each would choose another batch, and what they train on would not be parts of one.
+    """
+    if engine.world == 1:
+        return
+    read = engine.gather(torch.tensor([source.read], device=engine.device)).tolist()
+    if all(row == read[0] for row in read):
+        return
+    counts = ", ".join(f"process {number} read {count}" for number, (count, _) in enumerate(read))
+    names = source.damage.names[:3]
+    here = f"; this one could not read {', '.join(names)}" if names else ""
+    raise ConfigError(
+        f"training data: the processes have not read the same pictures ({counts}){here}. See that all of them can read "
+        "all of the data, then give the same command again"
+    )
 
 
 def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: Log | None, *, stage: str) -> None:
