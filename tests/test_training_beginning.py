@@ -151,8 +151,9 @@ def test_models_of_another_kind_or_shape_are_refused(models: Path, pictures: Pat
     refused(config_of("cod", pictures, model=other), "cod", wanted)
     wider = replace(DENOISER, widths=(8, 16))
     refused(config_of("denoiser", pictures, model=wider), "denoiser", r"model.widths is \[8, 12\], wanted \[8, 16\]")
-    with pytest.raises(ModelError, match="unknown model 'nothing'"):
-        train(config_of("cod", pictures), tmp_path / "run", device=CPU, report=silent, begin_from="nothing")
+    for unknown in ("nothing", ""):
+        with pytest.raises(ModelError, match=f"unknown model '{unknown}'"):
+            train(config_of("cod", pictures), tmp_path / "run", device=CPU, report=silent, begin_from=unknown)
     # How a model is decoded is no matter of its weights.
     begin(CoDRun(tiny_run(pictures, model=tiny_config(steps=7, guidance=1.0)), CPU), str(models / "cod"))
 

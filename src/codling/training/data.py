@@ -65,7 +65,8 @@ class PictureSet:
 
 def names_checksum(names: Iterable[str]) -> int:
     """CRC-32 of names in their order, by which processes tell whether they have read the same."""
-    return zlib.crc32("\n".join(names).encode())
+    # Names of files that are not UTF-8 have surrogates.
+    return zlib.crc32("\n".join(names).encode(errors="backslashreplace"))
 
 
 def decode(data: bytes, longest: int) -> np.ndarray | None:

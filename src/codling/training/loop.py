@@ -62,13 +62,13 @@ def train(
     run.distribute(engine)
     new = not (directory / CHECKPOINT).exists()
     state = {} if new else _take_up(run, directory / CHECKPOINT, stage, report)
-    if new and begin_from:
+    if new and begin_from is not None:
         beginning.begin(run, begin_from)
         report(f"beginning from the weights of model {run.origin}")
     held_out = engine.together(lambda: held_out_pictures(config))
     source = engine.together(lambda: open_source(config, places=run.places, device=engine.device, state=state))
     report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
-    if new and not begin_from:
+    if new and begin_from is None:
         engine.together(lambda: run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON))))
     if config.compile:
         run.compile()
