@@ -1,6 +1,7 @@
 """Training data: where it comes from, in what order, and what is done about what cannot be read."""
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -117,6 +118,19 @@ def test_more_than_one_percent_of_broken_entries_stops_a_run(tmp_path: Path) -> 
                 load_pictures(tmp_path, crop=16)
         else:
             assert load_pictures(tmp_path, crop=16).broken == 2
+
+
+def test_what_was_read_is_known_by_the_names(tmp_path: Path) -> None:
+    """Those of the pictures that are used, in their order; also names that are not UTF-8."""
+    names = (b"a.png", b"b.png", b"\xff.png")
+    for number, name in enumerate(names):
+        (tmp_path / os.fsdecode(name)).write_bytes(png(noise_picture(16, 16, seed=number)))
+    checksums = [load_pictures(tmp_path, crop=16).checksum for _ in range(2)]
+    (tmp_path / "a.png").write_bytes(b"none")
+    (tmp_path / "c.png").write_bytes(png(noise_picture(16, 16)))
+    other = load_pictures(tmp_path, crop=16)
+    assert len(other.pictures) == len(names)
+    assert checksums[0] == checksums[1] != other.checksum
 
 
 def test_files_that_may_not_be_read_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

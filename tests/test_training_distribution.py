@@ -17,7 +17,7 @@ from codling.training.oscar_run import OscarRun
 from codling.training.recipes import oscar_weights
 from codling.weights.store import Parts, save_model
 from tests.conftest import tiny_config, tiny_model
-from tests.test_oscar_model import image, tiny_oscar, tiny_run
+from tests.tiny_oscar import image, tiny_oscar, tiny_run
 from tests.training import CPU
 
 

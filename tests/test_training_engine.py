@@ -44,8 +44,8 @@ def losses(directory: Path) -> list[list[float]]:
 def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) -> None:
     """Same global batch, data, draws, gradients, codebook; only the order of sums differs.
 
-    Sharing weights too, they go on from the checkpoint of a single process. When one of them cannot read its data,
-    both stop.
+    Sharing weights too, they go on from the checkpoint of a single process. When one of them cannot read its data, or
+    not all that the other reads, both stop.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     alone = {
@@ -63,6 +63,12 @@ def test_two_processes_have_the_losses_of_one(pictures: Path, tmp_path: Path) ->
         done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=root, timeout=limit)
     assert done.returncode == 0, done.stderr
     assert "continuing" in done.stdout
+    # Both hold twelve pictures or six; of streams they have six each, but one has those of another shard.
+    for counts in ("process 0 read 12, process 1 read 6", "process 0 read 6, process 1 read 6"):
+        assert (
+            done.stdout.count(f"stopped: training data: the processes have not read the same pictures ({counts})") == 2
+        )
+    assert done.stdout.count("this one could not read") == done.stdout.count("train-0.tar (PermissionError)") == 2
     assert "stopped: training data: no picture" in done.stdout
     assert "stopped: training: another process cannot go on" in done.stdout
     for name, run in alone.items():

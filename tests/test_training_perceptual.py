@@ -12,7 +12,7 @@ from codling.errors import ConfigError
 from codling.training.oscar_run import OscarRun
 from codling.training.perceptual import PERCEPTUAL, edges, load_perceptual
 from codling.training.recipes import OSCAR_RESTORE, oscar_weights, stages_of
-from tests.test_oscar_model import image, tiny_oscar, tiny_run
+from tests.tiny_oscar import image, tiny_oscar, tiny_run
 from tests.training import CPU
 
 dists = pytest.importorskip("torchmetrics.functional.image.dists")

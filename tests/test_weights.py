@@ -10,6 +10,7 @@ import yaml
 
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel
+from codling.cli.main import app
 from codling.codecs.activity_map import Tables
 from codling.configuration import from_dict, override, to_dict
 from codling.errors import ConfigError, ModelError
@@ -215,6 +216,39 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     (directory / "config.json").write_text(config.replace('"stride"', '"strid"'))
     with pytest.raises(ConfigError, match=r"did you mean .*stride"):
         registry.load(directory, device=CPU)
+
+
+def test_an_unreadable_model_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CODLING_MODELS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "300")
+    for name, config in (("a", b"{"), ("b", b"\xff"), ("c", b'{"format": 9}'), ("d", b"[" * 100_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_bytes(config)
+    (tmp_path / "e" / "config.json").mkdir(parents=True)
+    save_model(tmp_path / "whole", Parts(tiny_model()))
+    number = catalogue.model_id(catalogue.read_config(tmp_path / "whole"))
+
+    assert registry.load("whole", device=CPU).model_id == number
+    assert registry.load_by_id(number, device=CPU, codec=CodecId.COD).name == "whole"
+    with pytest.raises(ModelError, match=rf"a unreadable, .*whole {number:06x}"):
+        catalogue.find_id(number ^ 1)
+    for name, reason in [
+        ("a", "not JSON"),
+        ("b", "not JSON"),
+        ("c", "format 9"),
+        ("d", "not JSON"),
+        ("e", "directory"),
+    ]:
+        with pytest.raises(ModelError, match=rf"model '{name}' cannot be used: .*{reason}"):
+            registry.load(name, device=CPU)
+
+    app(["models"], standalone_mode=False)
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row}
+    assert f"{tmp_path}/c/config.json has format 9" in rows["c"].partition("unreadable: ")[2]
+    assert f"{number:06x}" in rows["whole"]
+    assert "unreadable:" not in rows["whole"]
 
 
 @pytest.mark.parametrize("groups", [11, 13])

@@ -54,6 +54,15 @@ def override(config: T, assignments: typing.Iterable[str]) -> T:
     return from_dict(type(config), values)
 
 
+def differences(found: Any, wanted: Any, *, where: str) -> list[str]:
+    """Where two nested dictionaries of JSON types differ, an entry a setting: `where.key is 12, wanted 16`."""
+    if not (isinstance(found, Mapping) and isinstance(wanted, Mapping)):
+        return [] if found == wanted else [f"{where} is {json.dumps(found)}, wanted {json.dumps(wanted)}"]
+    keys = [*wanted, *(key for key in found if key not in wanted)]
+    lists = (differences(found.get(key), wanted.get(key), where=f"{where}.{key}") for key in keys)
+    return [line for lines in lists for line in lines]
+
+
 def suggest(name: str, known: typing.Iterable[str], prefix: str = "") -> str:
     """The tail of an error message: nearest valid names, or all of them."""
     known = sorted(known)

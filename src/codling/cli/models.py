@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from codling.cli import options
 from codling.errors import CodlingError
-from codling.weights.catalogue import CONFIG, HUB, entries, model_id, read_config
+from codling.weights.catalogue import CONFIG, HUB, Entry, entries, model_id, read_config
 
 app = typer.Typer(help="List models, import published checkpoints.", invoke_without_command=True)
 importers = typer.Typer(help="Convert a published checkpoint into a model's directory.", no_args_is_help=True)
@@ -24,24 +25,34 @@ def list_models(context: typer.Context, json: options.Json = False) -> None:
     """List the models: embedded in the package, on this machine, and on the hub."""
     if context.invoked_subcommand:
         return
-    rows = [
-        {
-            "name": entry.name,
-            "id": None if entry.model_id is None else f"{entry.model_id:06x}",
-            "source": entry.source,
-            "where": str(entry.directory)
-            if entry.directory
-            else f"{HUB[entry.name].repository} (fetched on first use)",
-        }
-        for entry in entries()
-    ]
+    found = list(entries())
     if json:
-        print(json_module.dumps(rows, indent=2))
+        print(json_module.dumps([_row(entry) for entry in found], indent=2))
         return
     table = Table("name", "id", "source", "where", box=None)
-    for row in rows:
-        table.add_row(row["name"], row["id"] or "-", row["source"], row["where"])
+    for entry in found:
+        where = f"unreadable: {entry.fault}" if entry.fault else _where(entry)
+        table.add_row(entry.name, _id(entry) or "-", entry.source, escape(where))
     Console().print(table)
+
+
+def _row(entry: Entry) -> dict[str, str | None]:
+    """A model as the list's JSON has it. unreadable: why its `config.json` cannot be read, or null."""
+    return {
+        "name": entry.name,
+        "id": _id(entry),
+        "source": entry.source,
+        "where": _where(entry),
+        "unreadable": entry.fault or None,
+    }
+
+
+def _id(entry: Entry) -> str | None:
+    return None if entry.model_id is None else f"{entry.model_id:06x}"
+
+
+def _where(entry: Entry) -> str:
+    return str(entry.directory) if entry.directory else f"{HUB[entry.name].repository} (fetched on first use)"
 
 
 @importers.command("cod")

@@ -25,6 +25,10 @@ def command(
             show_default=False,
         ),
     ] = None,
+    begin_from: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin from: a name, or a directory.", show_default=False),
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, saved, after this long.", show_default=False)] = None,
     devices: Annotated[int, typer.Option(min=1, help="GPUs of this machine (or CPU processes) to share the work.")] = 1,
     strategy: Annotated[
@@ -46,7 +50,10 @@ def command(
 
     directory = output or Path("runs") / recipe
     device = api.torch_device("auto")
-    run = train_stages(stages, directory, device=device, max_minutes=max_minutes, devices=devices, strategy=strategy)
+    run = train_stages(
+        stages, directory, device=device, max_minutes=max_minutes, begin_from=begin_from, devices=devices,
+        strategy=strategy,
+    )  # fmt: skip
     manifest = export_run(run, directory / "model", precision=export)
     if manifest is not None:
         print(f"{directory / 'model'} loads with codling.load ({manifest.kind})")

@@ -41,6 +41,17 @@ class CodebookAverage:
         self.sum = torch.zeros_like(embedding, requires_grad=False)
 
     @torch.no_grad()
+    def begin(self, embedding: Tensor, features: int) -> None:
+        """Start at the codewords of a trained codebook; `features`: how many of them a batch has.
+
+        Models do not keep the counts. All alike, and together those of a batch, is the neutral prior: one batch weighs
+        as it does in the midst of a run, and codewords that it lacks are not thought dead before the running count says
+        so. From no counts at all the first batch would replace the codebook.
+        """
+        self.count.fill_(features / len(embedding))
+        self.sum.copy_(embedding * self.count[:, None])
+
+    @torch.no_grad()
     def update(self, embedding: Tensor, features: Tensor, indices: Tensor, *, seed: int) -> None:
         """`features` (N, D) and the `indices` (N,) that they got; without any, nothing changes."""
         if not len(features):

@@ -23,12 +23,14 @@ def train_stages(
     device: torch.device,
     max_minutes: float | None = None,
     report: Callable[[str], None] = print,
+    begin_from: str | None = None,
     devices: int = 1,
     strategy: Strategy = "ddp",
 ) -> Run[Any]:
     """Train the stages one after the other, from the one that the checkpoint in `directory` is of.
 
-    Each starts from the averaged weights of the one before. Returns the run of the stage that was trained last.
+    Each starts from the averaged weights of the one before, the first from those of the model `begin_from`, a name or
+    a directory, if there is one and no checkpoint yet. Returns the run of the stage that was trained last.
     """
     names, begin = list(stages), time.monotonic()
     if not names:
@@ -41,7 +43,7 @@ def train_stages(
         left = None if max_minutes is None else max_minutes - (time.monotonic() - begin) / 60
         run = train(
             stages[name], directory, device=device, max_minutes=left, report=report, stage=name, devices=devices,
-            strategy=strategy,
+            strategy=strategy, begin_from=None if number else begin_from,
         )  # fmt: skip
         if run.engine.main:
             report(f"stage {number + 1} of {len(names)}, {name}: step {run.step} of {run.config.steps}")

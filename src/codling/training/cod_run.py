@@ -1,6 +1,6 @@
 """Training of CoD: condition codec, codebook and diffusion transformer together, in pixel or latent space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from codling.training.validation import (
 
 class CoDRun(Run[TrainingConfig]):
     """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
+
+    shape = ("condition", "transformer", "sigma_data", "space")
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.autoencoder = load_autoencoder(config, device)
@@ -135,11 +137,14 @@ class CoDRun(Run[TrainingConfig]):
     def restore_extra(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.codebook.count, self.codebook.sum = state["codebook"]["count"], state["codebook"]["sum"]
 
+    def begin(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        super().begin(weights, origin)
+        if self.config.codebook == "average":
+            config = self.config
+            self.codebook.begin(self.embedding, config.batch * (config.crop // config.model.condition.stride) ** 2)
+
     def new_model(self) -> nn.Module:
         return CoD(self.config.model)
-
-    def networks(self, config: TrainingConfig) -> object:
-        return (config.model.condition, config.model.transformer, config.model.sigma_data, config.model.space)
 
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:

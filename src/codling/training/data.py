@@ -1,6 +1,7 @@
 """Training pictures decoded once, and the batch of every step: a pure function of seed, step and place in the batch."""
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -26,14 +27,6 @@ MAX_TRAINING_PIXELS = 2**27
 DECODE_AHEAD = 256
 
 
-@dataclass(frozen=True)
-class PictureSet:
-    """Decoded pictures, each (H, W, 3) uint8, and how many entries could not be read."""
-
-    pictures: list[np.ndarray]
-    broken: int
-
-
 class Damage:
     """Counts entries that cannot be read, and stops a run that has too many."""
 
@@ -54,6 +47,26 @@ class Damage:
                 f"training data: {len(self.names)} of {self.seen} entries of {self.data} cannot be read, more than "
                 f"{MAX_BROKEN:.0%}; repair or remove them. The first: {', '.join(self.names[:3])}"
             )
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Decoded pictures, each (H, W, 3) uint8, the checksum of their names, and what could not be read."""
+
+    pictures: list[np.ndarray]
+    checksum: int
+    damage: Damage
+
+    @property
+    def broken(self) -> int:
+        """How many entries could not be read."""
+        return len(self.damage.names)
+
+
+def names_checksum(names: Iterable[str]) -> int:
+    """CRC-32 of names in their order, by which processes tell whether they have read the same."""
+    # Names of files that are not UTF-8 have surrogates.
+    return zlib.crc32("\n".join(names).encode(errors="backslashreplace"))
 
 
 def decode(data: bytes, longest: int) -> np.ndarray | None:
@@ -93,11 +106,13 @@ def load_pictures(
     Raises ConfigError if there is none, or if more than 1% of at least 100 cannot be read.
     """
     pictures: list[np.ndarray] = []
+    names: list[str] = []
     damage = Damage(str(data))
     for name, picture in decoded(entries(str(data)), longest_needed(crop, scales)):
         damage.count(name, broken=picture is None)
         if picture is not None and min(picture.shape[:2]) >= crop / scales[1]:
             pictures.append(picture)
+            names.append(name)
         if limit is not None and len(pictures) >= limit:
             break
     damage.check()
@@ -107,7 +122,7 @@ def load_pictures(
             f"training data: no picture of at least {ceil(crop / scales[1])} px a side in {data}{unread}. Name others "
             "in data, or lower crop"
         )
-    return PictureSet(pictures, len(damage.names))
+    return PictureSet(pictures, names_checksum(names), damage)
 
 
 def batch_indices(step: int, *, batch: int, count: int, seed: int) -> np.ndarray:

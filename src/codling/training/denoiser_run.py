@@ -30,6 +30,8 @@ SAMPLED = (0.9, 0.6)
 class DenoiserRun(Run[DenoiserTraining]):
     """A denoiser, and the spectrum of photographs that its filter has from the start."""
 
+    shape = ("widths", "blocks", "embedding", "filter")
+
     def __init__(self, config: DenoiserTraining, device: torch.device):
         torch.manual_seed(config.seed)
         model = Denoiser(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,9 +131,6 @@ class DenoiserRun(Run[DenoiserTraining]):
 
     def new_model(self) -> nn.Module:
         return Denoiser(self.config.model)
-
-    def networks(self, config: DenoiserTraining) -> object:
-        return (config.model.widths, config.model.blocks, config.model.embedding, config.model.filter)
 
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from codling.errors import ConfigError
-from codling.training import checkpoint
+from codling.training import beginning, checkpoint
 from codling.training.cod_run import CoDRun
 from codling.training.data import load_pictures
 from codling.training.denoiser_run import DenoiserRun
@@ -43,13 +43,15 @@ def train(
     max_minutes: float | None = None,
     report: Callable[[str], None] = print,
     stage: str = "",
+    begin_from: str | None = None,
     devices: int = 1,
     strategy: Strategy = "ddp",
 ) -> Run[Any]:
     """Train, or continue, the run in `directory` until its last step, `max_minutes`, or a termination signal.
 
     The directory holds `checkpoint.pt` (everything), `log.csv` and `validation.csv`, `tensorboard/`, `samples/`. A
-    checkpoint of another `stage` lends its weights only. devices: processes on this machine that share the batch.
+    checkpoint of another `stage` lends its weights only. begin_from: name or directory of the model whose weights a run
+    without a checkpoint begins from. devices: processes on this machine that share the batch.
     """
     begin = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,10 +62,13 @@ def train(
     run.distribute(engine)
     new = not (directory / CHECKPOINT).exists()
     state = {} if new else _take_up(run, directory / CHECKPOINT, stage, report)
+    if new and begin_from is not None:
+        beginning.begin(run, begin_from)
+        report(f"beginning from the weights of model {run.origin}")
     held_out = engine.together(lambda: held_out_pictures(config))
     source = engine.together(lambda: open_source(config, places=run.places, device=engine.device, state=state))
     report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
-    if new:
+    if new and begin_from is None:
         engine.together(lambda: run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON))))
     if config.compile:
         run.compile()
@@ -108,6 +113,7 @@ def _steps(
         while not stopping:
             # Data that cannot be read end the run in all processes, though each counts what it read itself.
             image = run.engine.together(upcoming.result)
+            check_read_alike(run.engine, source)
             if run.step + 1 < config.steps:
                 upcoming = ahead.submit(source.batch, run.step + 1)
             terms, operations = counter.step(run.phase, run.train_step, image)
@@ -129,6 +135,25 @@ def _steps(
     save()
 
 
+def check_read_alike(engine: Engine, source: Source) -> None:
+    """Raises ConfigError in every process unless all have read the same pictures.
+
+    From others, or fewer, each would choose another batch, and what they train on would not be parts of one.
+    """
+    if engine.world == 1:
+        return
+    read = engine.gather(torch.tensor([source.read], device=engine.device)).tolist()
+    if all(row == read[0] for row in read):
+        return
+    counts = ", ".join(f"process {number} read {count}" for number, (count, _) in enumerate(read))
+    names = source.damage.names[:3]
+    here = f"; this one could not read {', '.join(names)}" if names else ""
+    raise ConfigError(
+        f"training data: the processes have not read the same pictures ({counts}){here}. See that all of them can read "
+        "all of the data, then give the same command again"
+    )
+
+
 def _validate(run: Run[Any], held_out: list[np.ndarray], directory: Path, log: Log | None, *, stage: str) -> None:
     scores, columns = run.examine(held_out, SHEET_ROWS)
     if log is None:
@@ -144,7 +169,8 @@ def _take_up(run: Run[Any], path: Path, stage: str, report: Callable[[str], None
     before = saved.get("stage", "")
     if before == stage:
         run.restore(path)
-        report(f"continuing {path.parent} at step {run.step}")
+        origin = f", begun from model {run.origin}" if run.origin else ""
+        report(f"continuing {path.parent} at step {run.step}{origin}")
         return saved.get("source", {})
     run.inherit(path)
     report(f"stage {stage} starts from the weights of stage {before or '(unnamed)'} (step {saved['step']})")

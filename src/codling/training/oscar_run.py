@@ -1,6 +1,6 @@
 """Training of OSCAR: first the hyper-encoders of all rates, then the denoiser that restores what they keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class OscarRun(Run[OscarTraining]):
 
     Where their terms count: the networks of perceptual distances, and what matches distributions.
     """
+
+    shape = ("hyper", "denoiser", "grain")
 
     def __init__(self, config: OscarTraining, device: torch.device):
         if set(config.weights) != set(oscar_weights()):
@@ -273,11 +275,20 @@ class OscarRun(Run[OscarTraining]):
         if self.matching is not None and "matching" in state:
             self.matching.restore(state["matching"])
 
+    def begin(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        super().begin(weights, origin)
+        config, model = self.config, self.model
+        strides = (stack.stride for stack in config.model.hyper.stacks for _ in range(stack.depth))
+        for codebook, embedding, stride in zip(self.codebooks, self._embeddings(), strides, strict=True):
+            codebook.begin(embedding, config.batch * (config.crop // stride) ** 2)
+        # The errors that the noise levels were taken from.
+        self.errors = model.denoiser.filter.error(model.noise)
+
     def new_model(self) -> nn.Module:
         return Oscar(self.config.model)
 
     def networks(self, config: OscarTraining) -> object:
-        return (config.model, config.discriminator)
+        return super().networks(config), config.discriminator
 
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:

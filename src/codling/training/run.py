@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -37,8 +37,12 @@ class Run(ABC, Generic[C]):
     """Everything a training run changes. Subclasses say what a step's loss is, and which networks must stay the same.
 
     model: what is trained and averaged. head: networks that only training needs. places: which places of the batch this
-    process trains on; random draws are a function of seed, step and place.
+    process trains on; random draws are a function of seed, step and place. origin: name and id of the model that the
+    run, or the first of its stages, began from, or "".
+    shape: the settings of the model that its weights depend on, as opposed to those of decoding.
     """
+
+    shape: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: C, device: torch.device, model: nn.Module, head: nn.Module):
         self.config, self.device, self.step = config, device, 0
@@ -46,6 +50,7 @@ class Run(ABC, Generic[C]):
         self.head: Any = head
         self.engine = Engine(device, precision=config.precision)
         self.places = range(config.batch)
+        self.origin = ""
         self._make_trainable(LossModule(self))
 
     def distribute(self, engine: Engine) -> None:
@@ -71,9 +76,9 @@ class Run(ABC, Generic[C]):
     def new_model(self) -> nn.Module:
         """A model like the one that is trained."""
 
-    @abstractmethod
-    def networks(self, config: C) -> object:
+    def networks(self, config: Any) -> object:
         """The part of a configuration that a checkpoint must share with the run it continues."""
+        return [getattr(config.model, name) for name in self.shape]
 
     @abstractmethod
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
@@ -151,6 +156,7 @@ class Run(ABC, Generic[C]):
                 "config": to_dict(self.config),
                 "stage": stage,
                 "step": self.step,
+                "origin": self.origin,
                 "model": self.model.state_dict(),
                 "head": self.head.state_dict(),
                 "average": self.average.values,
@@ -176,7 +182,7 @@ class Run(ABC, Generic[C]):
         self.average.load(state["average"])
         checkpoint.load_optimiser(self.optimiser, state["optimiser"])
         self.restore_extra(state)
-        self.step = state["step"]
+        self.step, self.origin = state["step"], state.get("origin", "")
 
     def inherit(self, path: Path) -> None:
         """Start from the averaged weights of the stage before; optimiser, average and step begin anew.
@@ -189,6 +195,13 @@ class Run(ABC, Generic[C]):
         checkpoint.load_module(self.head, {**head, **known})
         self.restore_extra(state)
         self.average = WeightAverage(self.model, self.config.average)
+        self.origin = state.get("origin", "")
+
+    def begin(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        """Start from the weights of a model that fits, see `beginning`; what its file lacks begins anew."""
+        checkpoint.load_module(self.model, weights)
+        self.average = WeightAverage(self.model, self.config.average)
+        self.origin = origin
 
     def _read(self, path: Path) -> dict[str, Any]:
         state = checkpoint.read(path, device=self.device)

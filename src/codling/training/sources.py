@@ -16,6 +16,7 @@ from codling.training.data import (
     decode,
     load_pictures,
     longest_needed,
+    names_checksum,
     training_batch,
 )
 from codling.training.recipes import RunConfig
@@ -26,9 +27,15 @@ DEVICE_SHARE = 0.4
 
 
 class Source(Protocol):
-    """The squares of every step for the places of the batch that this process trains on."""
+    """The squares of every step for the places of the batch that this process trains on.
+
+    read: how many pictures batches are chosen from after the last call of `batch`, and the checksum of their names; all
+    processes must have read the same, as each takes its places of one batch. damage: what this one could not read.
+    """
 
     description: str
+    read: tuple[int, int]
+    damage: Damage
 
     def batch(self, step: int) -> Tensor:
         """Squares (B, 3, crop, crop) in [-1, 1], on the device. Steps are asked for in order, some of them ahead."""
@@ -61,6 +68,7 @@ class HeldSource:
         self.config, self.places, self.device = config, places, device
         found = load_pictures(config.data, crop=config.crop, scales=config.scales)
         self.held: Sequence[np.ndarray | Tensor] = found.pictures
+        self.read, self.damage = (len(found.pictures), found.checksum), found.damage
         size, where = sum(picture.nbytes for picture in found.pictures), "memory"
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0]
@@ -111,7 +119,7 @@ class StreamedSource:
         # The steps at which windows began, oldest first; batches are asked for ahead of the step that is trained.
         self.begun: list[tuple[int, int]] = [(state.get("first_step", 0), state.get("window", 0))]
         self.reader, self.decoders = ThreadPoolExecutor(1), ThreadPoolExecutor()
-        self.window = self._order(self.begun[0][1], self._read(self.begun[0][1]))
+        self._enter(self.begun[0][1], self._read(self.begun[0][1]))
         self.ahead = self._read_ahead()
         self.description = f"{len(self.shards)} shards, streamed {config.window} at a time"
 
@@ -129,7 +137,7 @@ class StreamedSource:
                     f"last has {len(self.window)}); raise window or lower batch"
                 )
             self.begun = [*self.begun[-1:], (step, number + 1)]
-            self.window = self._order(number + 1, self.ahead.result())
+            self._enter(number + 1, self.ahead.result())
             self.ahead = self._read_ahead()
             return self.batch(step)
         start = (step - first) * config.batch
@@ -159,13 +167,15 @@ class StreamedSource:
         chosen = (self.shards[number] for number in order[place * size : (place + 1) * size])
         return [entry for shard in chosen for entry in shard_entries(shard)]
 
-    def _order(self, window: int, found: list[Entry]) -> list[Entry]:
+    def _enter(self, window: int, found: list[Entry]) -> None:
+        """Choose batches from these entries, in the order of the window of that number."""
         for entry in found:
             if not entry.data:
                 self.damage.count(entry.name, broken=True)
         self.damage.check()
         order = np.random.default_rng([self.config.seed, 3, window]).permutation(len(found))
-        return [found[number] for number in order if found[number].data]
+        self.window = [found[number] for number in order if found[number].data]
+        self.read = len(self.window), names_checksum(entry.name for entry in self.window)
 
     def _usable(self, places: Sequence[int]) -> list[np.ndarray]:
         """For each place of the window its picture, or the next that can be read and is large enough."""

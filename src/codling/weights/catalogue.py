@@ -46,12 +46,16 @@ HUB = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the list of models. `directory` and `values` (its `config.json`) are None for a hub model not here."""
+    """A row of the list of models. `directory` is None for a hub model that is not here.
+
+    values: its `config.json`, None where that cannot be read. fault: then why it cannot, else "".
+    """
 
     name: str
     source: str
     directory: Path | None = None
     values: Mapping[str, Any] | None = None
+    fault: str = ""
 
     @property
     def model_id(self) -> int | None:
@@ -69,14 +73,19 @@ def model_id(values: Mapping[str, Any]) -> int:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a model directory. Raises ModelError if there is none or it is of a later format."""
+    """The parsed `config.json` of a model directory.
+
+    Raises ModelError if there is none, it cannot be read or it is of a later format.
+    """
     path = directory / CONFIG
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{directory} is not a model: it has no {CONFIG}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON ({error}); get the model again") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise ModelError(f"{path} has format {found}, this program reads format {FORMAT}: update codling")
@@ -96,22 +105,34 @@ def local_directory() -> Path:
 
 
 def entries() -> Iterator[Entry]:
-    """All models known here: embedded, local, then those of the hub that are not local yet."""
+    """All models known here: embedded, local, then those of the hub that are not local yet.
+
+    One that cannot be read costs only itself: it is among them, with its fault.
+    """
     seen = set()
     for source, parent in (("embedded", embedded_directory()), ("local", local_directory())):
         for directory in sorted(parent.iterdir()) if parent.is_dir() else ():
-            if (directory / CONFIG).is_file() and directory.name not in seen:
+            if os.path.lexists(directory / CONFIG) and directory.name not in seen:
                 seen.add(directory.name)
-                yield Entry(directory.name, source, directory, read_config(directory))
+                yield _entry(source, directory)
     for name in sorted(set(HUB) - seen):
         yield Entry(name, "hub")
 
 
+def _entry(source: str, directory: Path) -> Entry:
+    try:
+        return Entry(directory.name, source, directory, read_config(directory))
+    except ModelError as error:
+        return Entry(directory.name, source, directory, fault=str(error))
+
+
 def find(name: str) -> Entry:
-    """The model of that name. Raises ModelError naming the nearest ones."""
+    """The model of that name. Raises ModelError naming the nearest ones, or why that one cannot be read."""
     known = {entry.name: entry for entry in entries()}
     if name not in known:
         raise ModelError(f"unknown model {name!r}{suggest(name, known)} (or give the path of a model's directory)")
+    if known[name].fault:
+        raise ModelError(f"model {name!r} cannot be used: {known[name].fault}")
     return known[name]
 
 
@@ -121,7 +142,7 @@ def find_id(wanted: int) -> Entry:
     for entry in here:
         if entry.model_id == wanted:
             return entry
-    have = ", ".join(f"{entry.name} {entry.model_id:06x}" for entry in here)
+    have = ", ".join(f"{e.name} {'unreadable' if e.model_id is None else f'{e.model_id:06x}'}" for e in here)
     raise ModelError(
         f"the stream was made with model {wanted:06x}, which is not here (here are: {have or 'none'}). Get that model "
         f"and put its directory into {local_directory()}, or name its directory as the model"

@@ -35,21 +35,22 @@ def load(name_or_directory: str | os.PathLike[str], *, device: torch.device, cod
 
     codec: the scheme, None for the model's own.
     """
+    name, directory = locate(name_or_directory)
+    return load_codec(directory, name=name, device=device, codec=codec)
+
+
+def locate(name_or_directory: str | os.PathLike[str]) -> tuple[str, Path]:
+    """A model's name and its directory. A hub model is fetched on first use."""
     path = Path(name_or_directory)
     if (path / CONFIG).is_file():
-        return load_codec(path, name=path.resolve().name, device=device, codec=codec)
+        return path.resolve().name, path
     entry = find(os.fspath(name_or_directory))
-    return load_codec(entry.directory or fetch(entry.name), name=entry.name, device=device, codec=codec)
+    return entry.name, entry.directory or fetch(entry.name)
 
 
 def load_network(name_or_directory: str, *, device: torch.device) -> Model:
     """A model's network alone, to begin a training from."""
-    path = Path(name_or_directory)
-    directory = path if (path / CONFIG).is_file() else None
-    if directory is None:
-        entry = find(name_or_directory)
-        directory = entry.directory or fetch(entry.name)
-    return load_parts(directory, device=device).model
+    return load_parts(locate(name_or_directory)[1], device=device).model
 
 
 def load_by_id(model_id: int, *, device: torch.device, codec: CodecId) -> Codec:

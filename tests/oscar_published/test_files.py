@@ -1,13 +1,10 @@
-"""The published OSCAR: its importer, the golden file, and its files, on a Stable Diffusion of small size."""
+"""The published OSCAR, imported: the golden file, its levels and its files."""
 
 import copy
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from typer.testing import CliRunner
 
 import codling
 from codling.bitstream.container import CodecId
-from codling.bitstream.indices import IndexModel
 from codling.cli.main import app
 from codling.codecs.base import RateTarget
 from codling.codecs.oscar import OscarCodec
@@ -25,95 +21,18 @@ from codling.diffusion.posterior import signal_share
 from codling.diffusion.pseudo_time import cosine
 from codling.errors import ModelError
 from codling.evaluation.contenders import parse_spec
-from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion
 from codling.models.rate_levels import OscarModel, Tokens
-from codling.models.stable_diffusion_parts import AutoencoderConfig, UNetConfig
 from codling.weights import registry
-from codling.weights.importers import oscar as importer
-from codling.weights.importers.stable_diffusion import Pipeline
 from codling.weights.store import Parts, load_parts, save_model
 from tests.conftest import noise_picture
-from tests.golden.oscar_parts import golden_oscar, published_checkpoint, write_stable_diffusion
+from tests.golden.oscar_parts import golden_oscar
+from tests.oscar_published.conftest import agrees, tables
 from tests.test_oscar import image_of
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 CPU = torch.device("cpu")
-GOLDEN = Path(__file__).parent / "golden"
-Change = Callable[[dict[str, Any]], None]
-
-
-@pytest.fixture(scope="module")
-def arrays() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "oscar.npz") as file:
-        return {name: file[name] for name in file.files}
-
-
-@pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("hub") / "stable-diffusion"
-    write_stable_diffusion(golden_oscar(), directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def loaded(stable_diffusion: Path) -> Pipeline:
-    return importer.load_stable_diffusion(str(stable_diffusion))
-
-
-@pytest.fixture
-def base(loaded: Pipeline) -> Pipeline:
-    """To be given adapters: a copy for each test."""
-    return copy.deepcopy(loaded)
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> dict[str, Any]:
-    return published_checkpoint(golden_oscar())
-
-
-@pytest.fixture(scope="module")
-def merged(stable_diffusion: Path, checkpoint: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("published") / "oscar.pkl"
-    torch.save(checkpoint, path)
-    return importer.import_oscar(path, str(stable_diffusion))
-
-
-@pytest.fixture(scope="module")
-def directory(merged: OscarStableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "published"
-    save_model(path, Parts(merged, index_models=tables(merged)))
-    return path
-
-
-def tables(model: OscarStableDiffusion) -> tuple[IndexModel, ...]:
-    """Tables that tell the levels apart: all indices alike but the level's own number."""
-    sizes = [level.codebook_size for level in model.levels]
-    weights = [np.where(np.arange(size) == n, 900, 100)[None].repeat(4, 0) for n, size in enumerate(sizes)]
-    return tuple(
-        IndexModel(np.zeros(size, np.uint8), weight.astype(np.uint16))
-        for size, weight in zip(sizes, weights, strict=True)
-    )
-
-
-def agrees(ours: torch.Tensor, theirs: np.ndarray) -> bool:
-    if theirs.dtype.kind == "i":
-        return np.array_equal(ours.numpy().reshape(theirs.shape), theirs)
-    return float(np.abs(ours.numpy() - theirs).max()) <= 1e-4 * max(1.0, float(np.abs(theirs).max()))
-
-
-@torch.no_grad()
-def test_adapters_apart_compute_what_the_published_code_does(
-    base: Pipeline, checkpoint: dict[str, Any], arrays: dict[str, np.ndarray]
-) -> None:
-    model = importer.model_from_published(checkpoint, base)
-    assert "unet.conv_in.lora_A.default_encoder.weight" in model.state_dict()
-    image = torch.from_numpy(arrays["image"])
-    for level in (0, 7):
-        tokens = model.encode(image, level)
-        rough = model.rough_latent(tokens, level)
-        assert agrees(tokens.indices[:, 0], arrays[f"rate{level}_indices"])
-        assert agrees(model.velocity(rough, level), arrays[f"rate{level}_unet"])
 
 
 @torch.no_grad()
@@ -244,124 +163,6 @@ def test_codebooks_are_stored_exactly_at_every_precision(merged: OscarStableDiff
     assert not torch.equal(stored.prompt, merged.prompt)
     with pytest.raises(ModelError, match="has levels and no DiffC"):
         registry.load(tmp_path, device=CPU, codec=CodecId.DIFFC)
-
-
-def drop(group: str, name: str) -> Change:
-    return lambda checkpoint: checkpoint[group].pop(name)
-
-
-def put(group: str, name: str, value: Any) -> Change:
-    return lambda checkpoint: checkpoint[group].__setitem__(name, value)
-
-
-CODES = "3.quantizer._codebook.embed"
-DOWN = "conv_in.lora_A.default_encoder.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            drop("hyper_encoders", "2.proj.12.bias"),
-            r"missing from the checkpoint: hyper_encoders\.2\.decoder\.12\.bias",
-        ),
-        (put("hyper_encoders", "2.surprise", torch.zeros(1)), r"not in our model: hyper_encoders\.2\.surprise"),
-        (put("hyper_encoders", "2.decoder.12.bias", torch.zeros(1)), "two tensors .* are our decoder.12.bias"),
-        (put("hyper_encoders", "8.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; wanted 8"),
-        (drop("hyper_encoders", CODES), "not PerCo's"),
-        (drop("state_dict_unet", DOWN), r"missing from the checkpoint: unet\.conv_in\.lora_A"),
-        (put("state_dict_unet", "conv_out.surprise", torch.zeros(1)), r"not in our model: unet\.conv_out\.surprise"),
-        (put("state_dict_unet", DOWN, torch.zeros(5, 4, 3, 3)), "rank 4, but conv_in.lora_A.* has 5"),
-        (put("state_dict_unet", "conv_in.base_layer.bias", torch.zeros(5)), r"shape \(5,\), wanted \(32,\)"),
-        (lambda checkpoint: checkpoint.update(rank_unet=16), "adapters have rank 16, but .* has 4"),
-        (lambda checkpoint: checkpoint.update(embeddings=torch.zeros(77, 768)), r"prompt has shape \(77, 768\)"),
-        (
-            lambda checkpoint: checkpoint["unet_lora_others_modules"].append("mid_block.nothing"),
-            "changes layers that this UNet has not: .*mid_block.nothing",
-        ),
-    ],
-)
-def test_every_tensor_is_consumed_and_every_one_filled(
-    change: Change, message: str, base: Pipeline, checkpoint: dict[str, Any]
-) -> None:
-    changed = {key: value.copy() if isinstance(value, dict | list) else value for key, value in checkpoint.items()}
-    change(changed)
-    with pytest.raises(ModelError, match=message):
-        importer.model_from_published(changed, base)
-
-
-def test_files_that_are_not_the_checkpoint(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
-    path = tmp_path / "x.pkl"
-    for content, message in [
-        ({**checkpoint, "extra": 1}, "lacks nothing and has .'extra'. beside"),
-        ({"rank_unet": 16}, "lacks .*'embeddings'"),
-        ([1, 2], "is not a published OSCAR"),
-    ]:
-        torch.save(content, path)
-        with pytest.raises(ModelError, match=message):
-            importer.read_checkpoint(path)
-    path.write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="weights_only=True"):
-        importer.read_checkpoint(path)
-
-
-def test_directories_that_are_not_stable_diffusion_2_1(stable_diffusion: Path, tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-    from safetensors.torch import load_file, save_file
-
-    for missing in ("unet", "vae", "scheduler"):
-        incomplete = tmp_path / missing
-        shutil.copytree(stable_diffusion, incomplete)
-        shutil.rmtree(incomplete / missing)
-        with pytest.raises(ModelError, match=r"folders unet, vae and scheduler.*any copy of it will do"):
-            importer.load_stable_diffusion(str(incomplete))
-
-    other = tmp_path / "epsilon"
-    shutil.copytree(stable_diffusion, other)
-    settings = golden_oscar()["scheduler"]
-    DDPMScheduler(**{**settings, "prediction_type": "epsilon"}).save_pretrained(other / "scheduler")
-    with pytest.raises(ModelError, match=r"predicts epsilon; wanted .* not its -base model"):
-        importer.load_stable_diffusion(str(other))
-
-    DDPMScheduler(**settings).save_pretrained(other / "scheduler")
-    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    del tensors["encoder.conv_in.weight"]
-    save_file(tensors, weights)
-    with pytest.raises(ModelError, match=r"vae do not fit their configuration: .*encoder\.conv_in"):
-        importer.load_stable_diffusion(str(other))
-
-    shutil.copytree(stable_diffusion / "vae", other / "vae", dirs_exist_ok=True)
-    UNet2DConditionModel(**golden_oscar()["unet"], act_fn="gelu").save_pretrained(other / "unet")
-    with pytest.raises(ModelError, match=r"settings that Stable Diffusion 1 and 2 do not: .*act_fn"):
-        importer.load_stable_diffusion(str(other))
-
-
-def test_our_settings_default_to_stable_diffusion_2_1() -> None:
-    """The grid and the times of the real model, without its weights."""
-    full = OscarStableDiffusionConfig(levels=(), unet=UNetConfig(), autoencoder=AutoencoderConfig())
-    shares = full.signal_shares().sqrt()
-    rounded = [round(float(shares[step]), 3) for step in importer.TIMESTEPS]
-    assert rounded == [0.526, 0.652, 0.757, 0.79, 0.859, 0.877, 0.894, 0.91]
-
-
-def test_import_and_encode_on_the_command_line(
-    stable_diffusion: Path, checkpoint: dict[str, Any], tmp_path: Path
-) -> None:
-    torch.save(checkpoint, tmp_path / "oscar.pkl")
-    Image.fromarray(noise_picture(64, 64)).save(tmp_path / "a.png")
-    model, runner = tmp_path / "model", CliRunner()
-    weights = ["--weights", tmp_path / "oscar.pkl", "--stable-diffusion", stable_diffusion, "-o", model]
-    command = [str(word) for word in ("models", "import", "oscar", *weights)]
-    done = runner.invoke(app, [*command, "--precision", "float16"])
-    assert done.exit_code == 0, done.output
-    assert "use it with --model" in done.stdout
-    again = runner.invoke(app, command)
-    assert "--force" in str(again.exception)
-    done = runner.invoke(app, ["encode", str(tmp_path / "a.png"), "-m", str(model), "--level", "1"])
-    assert done.exit_code == 0, done.output
-    # A header of 10 bytes, level and mode, 4 gains, and 2 x 2 tokens of 10 bits.
-    assert (tmp_path / "a.roe").stat().st_size == 10 + 1 + 4 + 5
 
 
 @torch.no_grad()

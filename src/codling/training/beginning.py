@@ -1,0 +1,59 @@
+"""A run that begins from the weights of a model: by name or directory, if it is of the recipe's kind and shape."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codling.configuration import differences, to_dict
+from codling.errors import ConfigError
+from codling.training.run import Run
+from codling.weights.catalogue import CONFIG, model_id, read_config
+from codling.weights.registry import locate
+from codling.weights.store import KINDS, Manifest, load_parts
+
+# Settings that an error names at most.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A model to begin from. origin: its name and id. weights: its state dict, in float32 on the CPU."""
+
+    origin: str
+    weights: dict[str, Tensor]
+
+
+def begin(run: Run[Any], model: str) -> None:
+    """Give a new run the weights of a model, by name or directory; all processes of the run must take part.
+
+    Raises ConfigError naming what differs where the model is not one that this run could have made, ModelError where
+    there is no such model or its files are damaged.
+    """
+    # One process fetches a model that is on the hub, before the others look for it.
+    run.engine.together(lambda: locate(model) if run.engine.main else None)
+    found = run.engine.together(lambda: read_beginning(run, model))
+    run.begin(found.weights, found.origin)
+
+
+def read_beginning(run: Run[Any], model: str) -> Beginning:
+    """Read a model that fits a run. Raises as `begin` does."""
+    name, directory = locate(model)
+    values = read_config(directory)
+    manifest = Manifest.read(values, str(directory / CONFIG))
+    origin = f"{name} (id {model_id(values):06x})"
+    wanted = next(kind for kind, (config, _) in KINDS.items() if config is type(run.config.model))
+    if manifest.kind != wanted:
+        raise ConfigError(
+            f"training cannot begin from {origin}: it is of kind {manifest.kind!r} and the recipe trains {wanted!r}; "
+            "name a model of that kind, or another recipe"
+        )
+    shapes = ({name: to_dict(config)[name] for name in run.shape} for config in (manifest.config, run.config.model))
+    if differing := differences(*shapes, where="model"):
+        more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+        raise ConfigError(
+            f"training cannot begin from {origin}: {', '.join(differing[:NAMED])}{more}; name another model, or --set "
+            "these of the recipe as the model has them"
+        )
+    return Beginning(origin, load_parts(directory, device=torch.device("cpu")).model.state_dict())

@@ -1,0 +1,267 @@
+"""Training of our own OSCAR: what each stage trains, exact resume, shared batches, the adversary, and its export."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import codling
+from codling.errors import ConfigError, RateError
+from codling.models.hyper_codec import HyperCodecConfig, Stack
+from codling.models.oscar import OscarConfig
+from codling.training.engine import Engine
+from codling.training.export import export_run
+from codling.training.log import LOG, read
+from codling.training.loop import CHECKPOINT, train
+from codling.training.oscar_run import OscarRun
+from codling.training.oscar_terms import Restored
+from codling.training.recipes import oscar_weights
+from tests.conftest import noise_picture
+from tests.tiny_oscar import CPU, image, tiny_oscar, tiny_run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from PIL import Image
+
+    directory = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        Image.fromarray(noise_picture(96, 110, seed=number)).save(directory / f"{number}.png")
+    return directory
+
+
+def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
+    run = train(tiny_run(pictures, steps=6, restore_from=3), tmp_path, device=CPU, report=lambda _: None)
+    assert isinstance(run, OscarRun)
+    first = OscarRun(tiny_run(pictures, steps=60, restore_from=3), CPU)
+    first.restore(tmp_path / CHECKPOINT)
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def changed(run: OscarRun) -> set[str]:
+        before = {name: value.clone() for name, value in run.model.state_dict().items()}
+        run.train_step(batch)
+        return {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+
+    second_stage = changed(first)
+    assert any(name.startswith("denoiser.") for name in second_stage)
+    assert any(name.startswith("hyper.out") for name in second_stage)
+    frozen = ("hyper.first", "hyper.into", "hyper.heads", "hyper.shortcut", "hyper.quantisers", "noise")
+    assert not [name for name in second_stage if name.startswith(frozen)]
+    beginning = OscarRun(tiny_run(pictures, restore_from=3), CPU)
+    beginning.prepare(lambda: [noise_picture(96, 112, seed=1)])
+    first_stage = changed(beginning)
+    assert not [name for name in first_stage if name.startswith("denoiser.")]
+    assert {"noise", "hyper.quantisers.0.0.embedding", "hyper.heads.0.weight"} <= first_stage
+
+
+@pytest.mark.parametrize("lost", [2, 3, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, lost: int) -> None:
+    """The step that was lost is of the first stage, of the second, or of the adversary."""
+    config = tiny_run(
+        pictures,
+        steps=6,
+        restore_from=2,
+        weights={**oscar_weights(), "adversarial": 0.1},
+        adversarial_from=3,
+        jump_share=0.5,
+    )
+    whole = train(config, tmp_path / "whole", device=CPU, report=lambda _: None)
+    stopped = False
+
+    def stop(line: str) -> None:
+        nonlocal stopped
+        if line.startswith(f"step {lost}") and not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, checkpoint_every=1, log_every=1), tmp_path / "parts", device=CPU, report=stop)
+    resumed = train(config, tmp_path / "parts", device=CPU, report=lambda _: None)
+    assert stopped and resumed.step == whole.step == 6
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.average.values.items():
+        assert torch.equal(value, resumed.average.values[name]), name
+    assert torch.equal(whole.errors, resumed.errors)
+    for a, b in zip(whole.discriminator.parameters(), resumed.discriminator.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> None:
+    """Two processes train what one does: of all terms and gradients the mean over halves is that of the batch.
+
+    The halves differ in error, as the first is of smooth pictures, so a mean of logarithms would not do.
+    """
+    smooth, rough = (torch.cat([image(48, 48, seed=seed) for seed in seeds]) for seeds in ((0, 1), (2, 3)))
+    halves = smooth, (rough * 3).clamp(-1, 1)
+
+    def of(batch: torch.Tensor, errors: list[torch.Tensor] | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Terms and gradients, and in `errors` what the process told the others, or what all told it."""
+        run = OscarRun(tiny_run(pictures, restore_from=6), CPU)
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        told: list[torch.Tensor] = []
+
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            told.append(rows)
+            return rows if errors is None else torch.cat(errors)
+
+        run.engine.gather = gather  # type: ignore[method-assign]
+        loss, terms = run.loss(batch)
+        loss.backward()
+        gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+        return torch.stack([terms["alignment"], terms["commitment"]]).detach(), [*gradients, *told]
+
+    errors = [of(half)[1][-1] for half in halves]
+    assert not torch.allclose(*errors, rtol=0.5)
+    whole, parts = of(torch.cat(halves)), [of(half, errors) for half in halves]
+    assert torch.allclose((parts[0][0] + parts[1][0]) / 2, whole[0], rtol=1e-4)
+    for a, b, both in zip(parts[0][1], parts[1][1], whole[1], strict=True):
+        assert torch.allclose((a + b) / 2, both, rtol=1e-3, atol=1e-5)
+
+
+def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(pictures: Path) -> None:
+    """The first half is jumps alone, the second has none."""
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def terms(places: range) -> dict[str, float]:
+        run = OscarRun(tiny_run(pictures, jump_share=0.5), CPU)
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        run.places = places
+        loss, terms = run.loss(batch[list(places)])
+        loss.backward()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    whole, *halves = (terms(places) for places in (range(4), range(2), range(2, 4)))
+    for name in ("squared", "pixel", "cosine"):
+        assert np.mean([half[name] for half in halves]) == pytest.approx(whole[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_the_adversary_has_a_gradient_unless_asked_as_published(pictures: Path, reaches: bool) -> None:
+    weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
+    run = OscarRun(tiny_run(pictures, weights=weights, adversarial_gradient=reaches), CPU)
+    run.model.load_state_dict(tiny_oscar().state_dict())
+    loss, terms = run.loss(torch.cat([image(48, 48, seed=seed) for seed in range(4)]))
+    loss.backward()
+    gradients = [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
+    assert "adversarial" in terms
+    assert any(float(gradient.abs().max()) > 0 for gradient in gradients) == reaches
+
+
+def test_the_generators_step_leaves_the_discriminator_no_gradient(pictures: Path) -> None:
+    """And gives the generator the gradient that it would have with one."""
+    weights = dict.fromkeys(oscar_weights(), 0.0) | {"adversarial": 1.0}
+    batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+
+    def generator_gradients(run: OscarRun) -> list[torch.Tensor]:
+        run.model.load_state_dict(tiny_oscar().state_dict())
+        run.loss(batch)[0].backward()
+        return [p.grad for p in run.model.denoiser.parameters() if p.grad is not None]
+
+    run, plain = (OscarRun(tiny_run(pictures, weights=weights), CPU) for _ in range(2))
+    plain._frozen_judgement = lambda restored: plain.discriminator(*restored.parts)  # type: ignore[method-assign]
+    ours, usual = generator_gradients(run), generator_gradients(plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, usual, strict=True))
+    assert all(p.grad is None for p in run.discriminator.parameters())
+    assert any(p.grad is not None for p in plain.discriminator.parameters())
+    # Its spectral norms go on being estimated.
+    for a, b in zip(run.discriminator.buffers(), plain.discriminator.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_discriminator_learns_to_tell(pictures: Path) -> None:
+    run = OscarRun(tiny_run(pictures, weights={**oscar_weights(), "adversarial": 0.1}), CPU)
+    real = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
+    coarse, scale = F.avg_pool2d(real, 5, stride=1, padding=2), torch.full((4, 1, 1, 1), 0.3)
+    run._restored = Restored(coarse, coarse, scale)
+    for _ in range(60):
+        run._judge(real)
+    with torch.no_grad():
+        assert float(run.discriminator(real, coarse, scale).mean()) > float(
+            run.discriminator(coarse, coarse, scale).mean()
+        )
+
+
+def test_networks_are_shared_once_and_only_among_the_processes_of_a_run(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[str] = []
+    monkeypatch.setattr(Engine, "wrap", lambda _, module: wrapped.append(type(module).__name__) or module)
+    run = OscarRun(tiny_run(pictures), CPU)
+    assert wrapped == []
+    run.distribute(Engine(CPU, precision="float32"))
+    assert sorted(wrapped) == ["Discriminator", "LossModule"]
+
+
+def test_bad_settings_are_named(pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="stride among"):
+        HyperCodecConfig(stacks=(Stack(12, 8),))
+    with pytest.raises(ConfigError, match="one number a stride"):
+        HyperCodecConfig(widths=(8, 8))
+    with pytest.raises(ConfigError, match="grain"):
+        OscarConfig(grain=2.0)
+    with pytest.raises(ConfigError, match="level_shares"):
+        tiny_run(pictures, level_shares=(1.0,))
+    with pytest.raises(ConfigError, match="not all 0"):
+        tiny_run(pictures, level_shares=(0.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="jump_share must be between 0 and 1, got 2"):
+        tiny_run(pictures, jump_share=2.0)
+    with pytest.raises(ConfigError, match="weights must be"):
+        OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
+    with pytest.raises(ConfigError, match="no picture of at least 16 px"):
+        OscarRun(tiny_run(pictures, restore_from=1), CPU).prepare(lambda: [np.zeros((64, 15, 3), np.uint8)])
+    with pytest.raises(ConfigError, match="goes on from trained tokens"):
+        OscarRun(tiny_run(pictures), CPU).prepare(lambda: [np.zeros((64, 64, 3), np.uint8)])
+    with pytest.raises(ConfigError, match="not a denoiser like"):
+        OscarRun(tiny_run(pictures, prior="diffc-xs", restore_from=1), CPU).prepare(
+            lambda: [np.zeros((64, 64, 3), np.uint8)]
+        )
+
+
+def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path, tmp_path: Path) -> None:
+    run = train(tiny_run(pictures, steps=2, restore_from=1), tmp_path, device=CPU, report=lambda _: None)
+    export_run(run, tmp_path / "model", precision="int8", pictures=4)
+    codec = codling.load(tmp_path / "model")
+    picture = noise_picture(50, 70)
+    sizes = [len(codling.encode(picture, model=codec, level=level)) for level in range(3)]
+    for level in range(3):
+        data = codling.encode(picture, model=codec, max_bytes=sizes[level])
+        assert len(data) <= sizes[level]
+        assert codling.decode(data, model=tmp_path / "model").size == (70, 50)
+    with pytest.raises(RateError, match="at least"):
+        codling.encode(picture, model=codec, max_bytes=12)
+    with pytest.raises(RateError, match="levels 0 to 2"):
+        codling.encode(picture, model=codec, level=3)
+
+
+def test_a_compiled_run_has_the_same_losses(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced for real, but run by the plain backend, in both stages."""
+    compiled, genuine = [], torch.compile
+
+    def plainly(function, **_):  # type: ignore[no-untyped-def]
+        compiled.append(function.__name__)
+        return genuine(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", plainly)
+    terms = []
+    for name, changes in (("plain", {}), ("fast", {"compile": True})):
+        config = tiny_run(pictures, steps=3, restore_from=2, log_every=1, **changes)
+        train(config, tmp_path / name, device=CPU, report=lambda _: None)
+        rows = read(tmp_path / name / LOG)
+        terms.append([float(row[term] or 0) for row in rows for term in ("alignment", "commitment", "squared")])
+    assert compiled == ["features", "correction"]
+    assert np.allclose(*terms, rtol=1e-4)
+
+
+def test_a_chain_passes_tokens_on_to_the_second_stage(pictures: Path, tmp_path: Path) -> None:
+    first = train(tiny_run(pictures, steps=3, restore_from=3), tmp_path, device=CPU, report=lambda _: None, stage="a")
+    config = tiny_run(pictures, steps=2, restore_from=0, jump_share=0.25)
+    second = train(config, tmp_path, device=CPU, report=lambda _: None, stage="b")
+    tokens = {name: value for name, value in first.averaged_model().state_dict().items() if "quantisers" in name}
+    assert tokens
+    for name, value in tokens.items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    assert torch.equal(second.model.noise, first.model.noise)
