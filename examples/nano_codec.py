@@ -27,6 +27,7 @@ SPECTRUM = ((-6.51, 2.64), (-10.11, 2.87), (-10.99, 2.75))
 NOISE = [900 * 0.7**step for step in range(40)]  # variances of the observations, coarse to fine
 WORTH = 1.4  # the least r worth a message
 MEMORY = 7  # bits of the trellis: 2^7 states
+START = 3  # bits a step has beyond its rate: its register begins empty, so that its first choices are among few
 REGISTERS = np.arange(2 << MEMORY).reshape(2, 1 << MEMORY)
 
 
@@ -90,7 +91,7 @@ def walk(classes: np.ndarray, sent: list[int], source: np.ndarray | None = None,
     for step, parts in enumerate(observations(classes.ravel())):
         members = np.concatenate([own for own, _, _ in parts])
         error, r = (np.concatenate([np.full(len(part[0]), part[i]) for part in parts]) for i in (1, 2))
-        rate = np.cumsum(np.log2(1 + r) / 2)
+        rate = np.cumsum(np.log2(1 + r) / 2) + START
         inner = np.searchsorted(rate, np.arange(1, int(rate[-1])) - 1e-9, side="right")
         starts = np.concatenate([[0], inner, [len(members)]])
         # Shuffled and transformed within a class, groups carry the same energy; white noise stays white.

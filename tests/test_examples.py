@@ -41,7 +41,7 @@ def test_nano_codec_is_small_and_any_rate(nano: ModuleType, photos: list[Path]) 
     assert len(long) == 600
     scores = [psnr(nano.decode(long[:size]), picture) for size in (40, 150, 600)]
     assert scores == sorted(scores)
-    assert scores[-1] > 18.5
+    assert scores[-1] > 22.5
     assert psnr(nano.decode(nano.encode(picture, 150)), picture) == pytest.approx(scores[1], abs=0.2)
 
 
