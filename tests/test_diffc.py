@@ -21,7 +21,7 @@ from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
-from codling.codecs.diffc_stream import DiffCConfig, checksum, checksum_agrees, write_settings
+from codling.codecs.diffc_stream import DiffCConfig, checksum, checksum_agrees, write_colours, write_settings
 from codling.configuration import from_dict
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import ConfigError, FormatError, ModelError, RateError
@@ -348,6 +348,7 @@ def of_scales(changes: list[int], codec: DiffCCodec) -> bytes:
     writer = BitWriter()
     write_settings(writer, codec.config.times[len(changes) - 1], codec.config, codec.config)
     write_map(writer, None, codec.tables[False])
+    write_colours(writer, np.zeros(3, int))
     for change in changes:
         writer.put_signed(change)
     return writer.to_bytes()
@@ -358,7 +359,8 @@ def test_bad_requests(linear: DiffCCodec, denoiser: DiffCCodec, tiny_codec: CoDC
     with pytest.raises(RateError, match="header of this picture's file alone takes 10"):
         codling.encode(picture, model=linear, max_bytes=9)
     with pytest.raises(RateError, match="ask for 1 bytes more"):
-        codling.encode(picture, model=linear, max_bytes=11)
+        codling.encode(picture, model=linear, max_bytes=13)
+    assert len(codling.encode(picture, model=linear, max_bytes=14)) == 14
     with pytest.raises(RateError, match="out of reach"):
         codling.encode(picture, model=linear, psnr=99.0)
     with pytest.raises(RateError, match="from 1 to 1022"):

@@ -21,8 +21,7 @@ from codling.rcc.subbands import to_places
 
 # Noise levels of a table; between them it is interpolated.
 TABLE_LEVELS = (
-    20, 45, 75, 110, 150, 200, 260, 320, 380, 440, 500, 560, 610, 660, 705, 750, 800, 850, 885, 918, 945, 972, 1000,
-    START,
+    20, 45, 80, 120, 170, 230, 300, 380, 460, 540, 620, 700, 780, 850, 910, 955, 990, START,
 )  # fmt: skip
 # Smaller errors than this are as good as none, and keep the logarithm finite.
 FLOOR = 1e-8

@@ -145,7 +145,8 @@ class Chain:
             found = [square[component, self.layout.members(0, int(band))].sum() for band in bands]
             total = (weight * found / expected[component, bands]).sum()
             usual = (weight * self.layout.counts[bands]).sum()
-            octaves.append(math.log2(total / usual) if total > 0 else 0.0)
+            # Finite where there is nothing at all: a gray picture.
+            octaves.append(math.log2(max(total / usual, 2.0**LEAST_COLOUR)) if usual else 0.0)
         wanted = [round(2 * COLOUR_SHARE * (octave - octaves[0])) for octave in octaves]
         self.colours = np.clip(wanted, LEAST_COLOUR, 0)
 
