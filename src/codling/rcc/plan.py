@@ -31,7 +31,7 @@ BAND_WIDTH = 174
 SHUFFLE = 0xFFFFFFFE
 # Bits that a message has beyond its rate, for its first groups: the register starts at zero, so that they choose among
 # few candidates only.
-START_BITS = 4
+START_BITS = 10
 # Most classes of activity; more would overflow 64 bits in maps of many cells.
 MOST_CLASSES = 10
 # Most bits a group sends.
