@@ -28,7 +28,11 @@ from codling.weights.store import Manifest, Parts, save_model, stored_weights
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
-# How DiffC codes with a one-step denoiser: from pure noise to where the bytes end at once.
+# How DiffC's streams of denoisers go: as these are trained to see them, without what was not said yet.
+HIDING = DiffCConfig(
+    times=(918, 799, 705, 623, 500, 380, 265, 160, 75, 35), threshold=-20, grain=0.0, empty=True, level=560
+)
+# And with a one-step denoiser: from pure noise to where the bytes end at once.
 ONE_JUMP = DiffCConfig(times=(75,), threshold=-28, grain=0.0, empty=True, level=560)
 # Numbers in the index tables of an OSCAR level, two bytes each.
 TABLE_ENTRIES = 1 << 15
@@ -68,7 +72,7 @@ def export_run(
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error table."""
-    return Parts(model, error_tables={False: error_table(run, model, count)}, diffc=DiffCConfig())
+    return Parts(model, error_tables={False: error_table(run, model, count)}, diffc=HIDING)
 
 
 def error_table(run: Run[Any], model: Denoiser, count: int) -> Tables:
