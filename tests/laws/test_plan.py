@@ -119,7 +119,8 @@ def test_tables_are_interpolated_between_levels_and_held_beyond() -> None:
 
 # Members, log ratio, groups, bits a group and sum of the members' places of each band.
 PINNED = [
-    (1, 498, 1, 8, 0), (1, 242, 1, 3, 3840), (2, -14, 1, 1, 7681), (4, -270, 2, 1, 4004), (13, -526, 2, 1, 20266), (51, -782, 4, 1, 67333),
+    (1, 498, 1, 8, 0), (1, 242, 1, 3, 3840), (2, -14, 1, 1, 7681), (4, -270, 2, 1, 4004),
+    (13, -526, 2, 1, 20266), (51, -782, 4, 1, 67333),
 ]  # fmt: skip
 
 
