@@ -9,6 +9,7 @@ import torch
 
 from codling.bitstream.bits import BitReader, BitWriter
 from codling.bitstream.container import CodecId
+from codling.codecs.activity_map import write_map
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.chain import LEAST_COLOUR, Chain
 from codling.codecs.diffc import DiffCCodec
@@ -104,3 +105,24 @@ def test_dull_colours_cost_less(linear: DiffCCodec, monkeypatch: pytest.MonkeyPa
         decoded = linear.decode(payload, height=128, width=160, options=DecodeOptions(steps=1))
         quality[told] = -10 * math.log10(float((decoded - image).square().mean()))
     assert quality[True] > quality[False] + 0.05
+
+
+@pytest.mark.parametrize("changes", [[25], [-25], [-24, -1], [-20, -5], [49], [9000]])
+def test_scales_out_of_range_are_refused(changes: list[int], linear: DiffCCodec) -> None:
+    """A step with a scale far below zero has no message, so the next step's scale follows at once."""
+    with pytest.raises(FormatError, match="damaged"):
+        linear.decode(of_scales(changes, linear), height=24, width=40, options=DecodeOptions(steps=1))
+    for allowed in ([24], [-24, 1], [-24, 48]):
+        decoded = linear.decode(of_scales(allowed, linear), height=24, width=40, options=DecodeOptions(steps=1))
+        assert decoded.isfinite().all()
+
+
+def of_scales(changes: list[int], codec: DiffCCodec) -> bytes:
+    """A payload that has nothing but its settings and changes of the scale."""
+    writer = BitWriter()
+    write_settings(writer, codec.config.times[len(changes) - 1], codec.config, codec.config)
+    write_map(writer, None, codec.tables[False])
+    write_colours(writer, np.zeros(3, int))
+    for change in changes:
+        writer.put_signed(change)
+    return writer.to_bytes()

@@ -59,6 +59,14 @@ class Tables:
                 "tables of maps"
             )
 
+    def layout(self, activity: "ActivityMap | None", height: int, width: int) -> tuple[ErrorTable, Layout]:
+        """The errors and bands of a state (C, height, width): by activity where there is a map of it."""
+        if activity is None:
+            return self.whole, Layout.make(self.whole.edges, height, width)
+        if self.local is None:
+            raise ValueError("an activity map needs tables by activity")
+        return self.local, activity.layout(self.local, height, width)
+
 
 @dataclass(frozen=True)
 class ActivityMap:

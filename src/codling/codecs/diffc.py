@@ -38,7 +38,7 @@ from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
-from codling.rcc.plan import LEVELS, Layout
+from codling.rcc.plan import LEVELS
 from codling.rcc.trellis import Search
 
 
@@ -146,13 +146,9 @@ class DiffCCodec:
         self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None
     ) -> Chain:
         """Pure noise of a picture's padded size, and the velocity under a condition."""
-        tables = self.tables_for(condition)
         shape, stride = self._shape(height, width), self.backbone.stride
         velocity = self.backbone.velocity(condition, height=shape[1] * stride, width=shape[2] * stride)
-        table, layout = tables.whole, Layout.make(tables.whole.edges, *shape[1:])
-        if activity is not None:
-            assert tables.local is not None
-            table, layout = tables.local, activity.layout(tables.local, *shape[1:])
+        table, layout = self.tables_for(condition).layout(activity, *shape[1:])
         return Chain.begin(velocity, table, settings, layout, shape, gaussian=self.backbone.gaussian)
 
     def _shape(self, height: int, width: int) -> tuple[int, int, int]:

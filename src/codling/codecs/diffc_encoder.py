@@ -12,7 +12,7 @@ from codling.bitstream.bits import BitWriter
 from codling.bitstream.container import varint
 from codling.codecs.activity_map import ActivityMap, Tables, cells_for, measure, prior_power, write_map
 from codling.codecs.backbones import Backbone, padded_state
-from codling.codecs.chain import START, Chain
+from codling.codecs.chain import LEAST_COLOUR, START, Chain
 from codling.codecs.diffc_stream import (
     CHECK_BITS,
     DiffCConfig,
@@ -25,9 +25,6 @@ from codling.codecs.search import search_on
 from codling.errors import RateError
 from codling.rcc.channel import group_bits, receive, send
 from codling.rcc.trellis import Search
-
-# What the default settings take.
-SETTINGS_BYTES = 2
 
 
 class Parent(Protocol):
@@ -69,15 +66,16 @@ class Encoder:
         state = padded_state(backbone, self.image)[0].numpy()
         condition = backbone.condition(image) if backbone.conditional else b""
         # A condition that leaves nothing of the budget for the steps is better left out.
-        if max_bytes is not None and len(varint(len(condition))) + len(condition) + SETTINGS_BYTES > max_bytes:
-            condition = b""
+        if condition and max_bytes is not None:
+            before = len(varint(len(condition))) + len(condition)
+            if before + self._enough_for_head(codec.tables_for(condition)) > max_bytes:
+                condition = b""
         self.head = varint(len(condition)) + condition if backbone.conditional else b""
         self.tables = codec.tables_for(condition)
         self.activity = self._activity(state, max_bytes)
         chain = codec.start(condition, height=height, width=width, settings=settings, activity=self.activity)
         self.source = chain.layout.coefficients(state)
         chain.measure_colours(self.source)
-        self.colours = chain.colours
         self.now = Progress(chain, 0, BitWriter())
 
     def _activity(self, state: np.ndarray, max_bytes: int | None) -> ActivityMap | None:
@@ -86,14 +84,20 @@ class Encoder:
             return None
         stride, (height, width) = self.codec.backbone.stride, state.shape[1:]
         if max_bytes is not None:
-            settings = BitWriter()
-            write_settings(settings, 1, self.settings, self.codec.config)
-            max_bytes -= len(self.head) + -(-settings.count // 8)
+            max_bytes -= len(self.head) + self._enough_for_head(self.tables)
         code = cells_for(max_bytes, height, width, stride)
         if not code:
             return None
         # In units of what is expected without a condition: maps are of pictures, not of what a condition leaves open.
         return measure(state, prior_power(self.codec.tables_for(b"").whole, height, width), code, stride)
+
+    def _enough_for_head(self, tables: Tables) -> int:
+        """Bytes that what comes before the first step takes at most, without condition and map."""
+        head = BitWriter()
+        write_settings(head, 1, self.settings, self.codec.config)
+        write_map(head, None, tables)
+        write_colours(head, np.full(self.codec.backbone.channels, LEAST_COLOUR))
+        return -(-head.count // 8)
 
     def to_level(self, final: int) -> bytes:
         """Until a noise level, 1 to 1022."""
@@ -209,7 +213,7 @@ class Encoder:
         """All that comes before the first step."""
         write_settings(writer, final, self.settings, self.codec.config)
         write_map(writer, self.activity, self.tables)
-        write_colours(writer, self.colours)
+        write_colours(writer, self.now.chain.colours)
 
 
 def _to_8_bits(image: Tensor) -> Tensor:

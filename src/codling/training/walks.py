@@ -18,7 +18,6 @@ from codling.codecs.chain import Chain
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.errors import ConfigError
-from codling.rcc.plan import Layout
 from codling.weights.registry import load
 
 
@@ -34,13 +33,11 @@ class Walk:
     ):  # fmt: skip
         """At pure noise. image: (3, H, W) in [-1, 1]. final: level of the last step. code: of the activity map's cells,
         0 for none."""
-        power = prior_power(tables.whole, *image.shape[1:])
-        table = tables.whole
-        layout = Layout.make(table.edges, *image.shape[1:])
-        if code and tables.local is not None:
-            table = tables.local
-            layout = measure(image, power, code, stride=1).layout(table, *image.shape[1:])
         shape = (image.shape[0], image.shape[1], image.shape[2])
+        activity = None
+        if code and tables.local is not None:
+            activity = measure(image, prior_power(tables.whole, *shape[1:]), code, stride=1)
+        table, layout = tables.layout(activity, *shape[1:])
         self.chain = Chain.begin(_no_velocity, table, settings, layout, shape)
         self.left = settings.levels(final)
         self._source, self._scale, self._random = layout.coefficients(image), 0, random
