@@ -17,7 +17,7 @@ THRESHOLD_UNIT = Q // 16
 # How far a picture's errors may be from the table's, in half octaves: a factor of 4096 either way.
 LARGEST_SCALE = 24
 # What the search of a small stream may look at: candidates in all, with at most so much memory.
-CANDIDATES, MOST_MEMORY = 1 << 28, 14
+CANDIDATES, MOST_MEMORY = 1 << 29, 14
 CHECK_BITS = 8
 # An estimate is projected on a random direction and rounded to this; its last eight bits are the checksum.
 CHECK_UNIT = 1 / 512

@@ -30,7 +30,11 @@ from codling.weights.store import Manifest, Parts, save_model, stored_weights
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
 # How DiffC's streams of denoisers go: as these are trained to see them, without what was not said yet.
 HIDING = DiffCConfig(
-    times=(918, 799, 705, 623, 500, 380, 265, 160, 75, 35), threshold=-20, grain=0.0, empty=True, level=560
+    times=(960, 918, 860, 799, 750, 705, 660, 623, 560, 500, 440, 380, 265, 160, 75, 35),
+    threshold=-36,
+    grain=0.0,
+    empty=True,
+    level=560,
 )
 # And with a one-step denoiser: from pure noise to where the bytes end at once.
 ONE_JUMP = DiffCConfig(times=(75,), threshold=-28, grain=0.0, empty=True, level=560)
