@@ -12,7 +12,6 @@ from codling.codecs.activity_map import (
     BYTES_A_CELL,
     CELLS,
     CLASSES,
-    USUAL_CELLS,
     ActivityMap,
     Tables,
     cells_for,
@@ -103,7 +102,8 @@ def test_finer_cells_for_larger_budgets() -> None:
         enough = bytes_a_cell * np.prod(grid(code, 512, 768, 1))
         assert cells_for(int(enough), 512, 768, 1) == code
         assert cells_for(int(enough) - 1, 512, 768, 1) == code - 1
-    assert cells_for(None, 512, 768, 1) == USUAL_CELLS
+    assert cells_for(None, 512, 768, 1) == 2
+    assert cells_for(None, 75, 101, 1) == 3, "too few of the middle size"
     assert [cells_for(budget, 96, 64, 1) for budget in (None, 50, 5000)] == [0, 0, 0], "six cells say too little"
     # A latent's sample covers eight pixels, and cells are as large in pixels.
     assert grid(2, 64, 96, 8) == grid(2, 512, 768, 1)

@@ -218,7 +218,7 @@ class Oracle:
     def to_state(self, image: Tensor) -> Tensor:
         return image
 
-    def to_image(self, state: Tensor) -> Tensor:
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
         return state
 
 

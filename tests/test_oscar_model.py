@@ -52,7 +52,7 @@ def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
 def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
     model = tiny_oscar()
     wanted = torch.tensor([0.7, 0.5, 0.2])
-    model.set_noise(model.denoiser.filter.error(wanted))
+    model.noise.copy_(model.noise_of(model.denoiser.filter.error(wanted)))
     assert torch.allclose(model.noise, wanted, atol=1e-3)
     assert [level.time for level in model.levels] == pytest.approx((1 - wanted).tolist(), abs=1e-3)
 
@@ -85,9 +85,9 @@ def test_tiles_change_little_but_the_borders_of_their_context() -> None:
 
 def test_without_grain_the_noise_changes_nothing() -> None:
     model = tiny_oscar(replace(CONFIG, grain=0.0))
-    coarse, levels = image(32, 32), torch.tensor([1])
+    coarse, s = image(32, 32), torch.tensor([0.5])
     with torch.inference_mode():
-        one, other = (model.restore(coarse, levels, torch.randn(1, 3, 32, 32)) for _ in range(2))
+        one, other = (model.restore(coarse, s, torch.randn(1, 3, 32, 32)) for _ in range(2))
     assert torch.equal(one, other)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codling.bitstream.container import CodecId
-from codling.codecs.activity_map import Tables
+from codling.codecs.activity_map import Tables, prior_power
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_encoder import Encoder
 from codling.diffusion.posterior import signal_share
@@ -16,10 +16,11 @@ from codling.models.denoiser import DenoiserConfig
 from codling.models.wiener import WienerConfig
 from codling.pictures import load_picture, to_image_array
 from codling.rcc.plan import LEVELS
+from codling.rcc.spectral import from_spectrum
 from codling.training.denoiser_run import DenoiserRun
 from codling.training.loop import train
 from codling.training.recipes import DenoiserTraining
-from codling.training.walks import Walk, Walks
+from codling.training.walks import Jumps, Walk, Walks
 from codling.weights.registry import load
 from tests.conftest import noise_picture
 from tests.training import CPU
@@ -41,7 +42,8 @@ def image(photos: list[Path]) -> np.ndarray:
 
 def walk(linear: DiffCCodec, image: np.ndarray, *, code: int = 2, seed: int = 0) -> Walk:
     random = np.random.default_rng(seed)
-    return Walk(image, linear.tables[False], linear.config, final=FINAL, code=code, random=random)
+    gaussian, tables = linear.backbone.gaussian, linear.tables[False]
+    return Walk(image, tables, linear.config, gaussian=gaussian, final=FINAL, code=code, random=random)
 
 
 def test_who_knows_the_picture_walks_along_its_noisy_states(linear: DiffCCodec, image: np.ndarray) -> None:
@@ -72,7 +74,6 @@ def test_a_walk_goes_where_the_encoder_goes(linear: DiffCCodec, image: np.ndarra
     encoder.to_level(FINAL)
     coded, walked = encoder.now.chain, walk(linear, image, code=code)
     assert np.array_equal(walked.chain.colours, coded.colours)
-    walked.chain.gaussian = True
     while walked.left:
         walked.step()
     assert walked.chain.known.shape == coded.known.shape
@@ -83,6 +84,37 @@ def test_a_walk_goes_where_the_encoder_goes(linear: DiffCCodec, image: np.ndarra
     errors = [np.square(chain.estimate - encoder.source).mean() for chain in (coded, walked.chain)]
     assert errors[1] == pytest.approx(errors[0], rel=0.1)
     assert errors[0] < 0.2 * np.square(encoder.source).mean()
+
+
+def test_a_jump_ends_like_a_walk(linear: DiffCCodec, image: np.ndarray) -> None:
+    """The estimate is as good, and its error is the expected one, of pictures drawn from the tables."""
+    errors, expected = np.empty((6, 2)), np.empty((6, 2))
+    for seed in range(len(errors)):
+        random = np.random.default_rng(seed)
+        power = prior_power(linear.tables[False].whole, *image.shape[1:])
+        drawn = from_spectrum((np.sqrt(power) * random.standard_normal(power.shape)).astype(np.float32))
+        for column in range(2):
+            walked = walk(linear, drawn, code=0, seed=seed)
+            walked.left = walked.left[-1:] if column else walked.left
+            while walked.left:
+                walked.step()
+            chain = walked.chain
+            errors[seed, column] = np.square(chain.estimate - chain.layout.coefficients(drawn)).mean()
+            expected[seed, column] = chain.expected_error()
+    assert np.allclose(errors.mean(0), expected.mean(0), rtol=0.06)
+    assert errors[:, 1].mean() == pytest.approx(errors[:, 0].mean(), rel=0.05)
+
+
+def test_jumps_are_drawn_by_their_numbers_and_say_their_error(image: np.ndarray) -> None:
+    jumps, images = Jumps.of("linear"), torch.from_numpy(image[None, :, :96, :96].copy()).repeat(24, 1, 1, 1)
+    numbers = [(1, 2, place) for place in range(24)]
+    coarse, expected = jumps.draw(images, numbers)
+    again, _ = jumps.draw(images[:1], numbers[5:6])
+    assert torch.equal(coarse[5], again[0])
+    errors = (coarse - images).square().mean((1, 2, 3))
+    assert float(torch.corrcoef(torch.stack([errors.log(), expected.log()]))[0, 1]) > 0.9
+    with pytest.raises(ConfigError, match="wants a linear model"):
+        Jumps.of("diffc-xs")
 
 
 def without_maps(codec: DiffCCodec) -> Tables:

@@ -47,8 +47,12 @@ class Backbone(Protocol):
         """Image (1, 3, H, W), sides in multiples of `grid` -> the state at t = 1."""
         ...
 
-    def to_image(self, state: Tensor) -> Tensor:
-        """The inverse of `to_state`, as well as the autoencoder can."""
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
+        """The inverse of `to_state`, as well as the autoencoder can.
+
+        error: expected squared error a sample of a state that is an estimate, for models that restore estimates; 0 of
+        one that is a sample.
+        """
         ...
 
 
@@ -96,7 +100,7 @@ class DenoiserBackbone:
     def to_state(self, image: Tensor) -> Tensor:
         return image
 
-    def to_image(self, state: Tensor) -> Tensor:
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
         return state
 
 
@@ -126,5 +130,5 @@ class CoDBackbone:
     def to_state(self, image: Tensor) -> Tensor:
         return self.codec.autoencoder.encode(image)
 
-    def to_image(self, state: Tensor) -> Tensor:
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
         return self.codec.autoencoder.decode(state)

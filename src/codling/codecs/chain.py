@@ -88,6 +88,11 @@ class Chain:
         out: np.ndarray = self._spread(np.where(self.known == START, 0.0, gain)) * self.state
         return out
 
+    def expected_error(self) -> float:
+        """Of the estimate, by the table: mean squared error a sample."""
+        errors = 2.0 ** (scaled(self.table.at(self.known), self.colours[:, None]) / Q)
+        return float((errors * self.layout.counts).sum() / self.state.size)
+
     def seen(self) -> Tensor:
         """What the denoiser sees at this level, (1, C, h, w)."""
         return self.flow_state(grain=self.settings.grain, empty=self.settings.empty)

@@ -131,15 +131,15 @@ class DiffCCodec:
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
         if steps == 1 and options.score_scale == 1.0:
-            state = torch.from_numpy(chain.layout.image(chain.estimate))[None]
+            state, error = torch.from_numpy(chain.layout.image(chain.estimate))[None], chain.expected_error()
         else:
             grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
             velocity = score_scaled(chain.velocity, options.score_scale)
             state = chain.flow_state(grain=1.0, empty=False)
             with torch.inference_mode():
-                state = sampler(options.sampler or self.config.sampler)(velocity, state, grid)
+                state, error = sampler(options.sampler or self.config.sampler)(velocity, state, grid), 0.0
         with torch.inference_mode():
-            image = self.backbone.to_image(state.to(self.backbone.device)).float().cpu()
+            image = self.backbone.to_image(state.to(self.backbone.device), error=error).float().cpu()
         return image[..., :height, :width]
 
     def start(

@@ -1,4 +1,4 @@
-"""Our pixel-space OSCAR as the codec sees it: pictures of any size in tiles, noise from the shared generator."""
+"""Our pixel-space OSCAR as the codecs see it: pictures of any size in tiles, noise from the shared generator."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.prng import gaussians
-from codling.codecs.tiling import blend, plan_tiles
+from codling.codecs.backbones import DenoiserBackbone
+from codling.codecs.tiling import blend, pad_to_grid, plan_tiles
+from codling.diffusion.guidance import VelocityFunction
+from codling.errors import ConfigError
 from codling.models.oscar import Oscar
 from codling.models.rate_levels import RateLevel, Tokens
 
@@ -15,13 +18,12 @@ GRAIN_STREAM = 0xFFFFFFFC
 
 
 class PixelOscar:
-    """An `Oscar` network as an OSCAR model."""
+    """An `Oscar` network as an OSCAR model, which tells pictures by tokens."""
 
     def __init__(self, network: Oscar):
         self.network = network.eval()
         self.grid = network.config.grid
         self.levels: tuple[RateLevel, ...] = network.levels
-        self.precision = torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     @property
     def device(self) -> torch.device:
@@ -36,23 +38,8 @@ class PixelOscar:
         return [Tokens(indices) for indices in self.network.hyper.encode(image, levels)]
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
-        """Tokens -> image (B, 3, H, W), each picture with the same grain."""
-        config = self.network.config.denoiser
-        coarse = self.rough_latent(tokens, level)
-        height, width = coarse.shape[-2:]
-        drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
-        noise = torch.from_numpy(drawn)[None].to(self.device)
-        tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
-
-        def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
-            grain = torch.cat([tiles[n].cut(noise) for n in numbers])
-            levels = torch.full((len(pieces),), level, device=self.device)
-            with self._autocast():
-                restored: Tensor = self.network.restore(pieces, levels, grain)
-            return restored
-
-        pictures = [blend(on_tiles, one, tiles, overlap=config.overlap, stride=1) for one in coarse.split(1)]
-        return torch.cat(pictures)
+        """Tokens -> image (B, 3, H, W)."""
+        return restored(self.network, self.rough_latent(tokens, level), self.network.noise[level])
 
     def latent(self, image: Tensor) -> Tensor:
         """The image itself: there is no autoencoder."""
@@ -60,9 +47,53 @@ class PixelOscar:
 
     def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> the coarse image (B, 3, H, W)."""
-        with self._autocast():
+        with _autocast(self.device):
             coarse: Tensor = self.network.hyper.decode(tokens.indices, level)
         return coarse.float()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+class OscarBackbone(DenoiserBackbone):
+    """An `Oscar` network as a DiffC model: the channel coder tells the picture as with a linear model, and the network
+    restores what came through, in one step at the time that the expected error is like."""
+
+    def __init__(self, network: Oscar):
+        super().__init__(network.denoiser.filter)
+        self.network = network.eval()
+
+    def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            raise ConfigError("an OSCAR model restores a picture in one step: leave out steps and score_scale")
+
+        return velocity
+
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
+        height, width = state.shape[-2:]
+        s = self.network.noise_of(torch.tensor([error], device=state.device))[0]
+        image = restored(self.network, pad_to_grid(state, self.network.config.denoiser.grid), s)
+        return image[..., :height, :width]
+
+
+def restored(network: Oscar, coarse: Tensor, noise_level: Tensor) -> Tensor:
+    """Coarse images (B, 3, H, W), sides multiples of the denoiser's grid, at a noise fraction () -> images; in tiles.
+
+    Every picture has the same grain.
+    """
+    config, device = network.config.denoiser, coarse.device
+    height, width = coarse.shape[-2:]
+    drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
+    noise = torch.from_numpy(drawn)[None].to(device)
+    tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
+
+    def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
+        grain = torch.cat([tiles[n].cut(noise) for n in numbers])
+        with _autocast(device):
+            out: Tensor = network.restore(pieces, noise_level.expand(len(pieces)), grain)
+        return out
+
+    pictures = [blend(on_tiles, one, tiles, overlap=config.overlap, stride=1) for one in coarse.split(1)]
+    return torch.cat(pictures)
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 but on CPUs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")

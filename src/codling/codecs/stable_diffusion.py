@@ -57,5 +57,5 @@ class StableDiffusionBackbone:
         return self.model.latent(image)
 
     @torch.inference_mode()
-    def to_image(self, state: Tensor) -> Tensor:
+    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
         return self.model.image(state)

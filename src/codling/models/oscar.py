@@ -1,10 +1,10 @@
-"""OSCAR on a pixel-space flow: tokens at one of several rates, and one denoising step at the time that fits the rate.
+"""OSCAR on a pixel-space flow: a coarse image at one of many rates, one denoising step at the time that fits the rate.
 
-    image --HyperCodec at a level--> indices --> coarse image z
+    image --HyperCodec at a level, or DiffC's channel coder--> bytes --> coarse image z
     z --(1 - s) z + s n at noise fraction s--> Denoiser --> image
 
-What tokens keep of a picture is as far from it as what a noisy state keeps at some noise level (Guo et al. 2025), and
-frequencies that the tokens miss are those that noise of that level drowns. So one denoiser, told the level, restores
+What bytes keep of a picture is as far from it as what a noisy state keeps at some noise level (Guo et al. 2025), and
+frequencies that they miss are those that noise of that level drowns. So one denoiser, told the level, restores
 them all, and a denoiser trained on noisy pictures is the place to start from.
 """
 
@@ -61,29 +61,22 @@ class Oscar(nn.Module):
             table.append(RateLevel(stack.stride, stack.codebook_size, 1 - noise, level.depth))
         return tuple(table)
 
-    def state(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
-        """What the denoiser sees of coarse images (B, 3, H, W) of rate levels (B,) and normal noise alike."""
-        s = self.noise[levels].view(-1, 1, 1, 1)
-        return (1 - s) * coarse + self.config.grain * s * noise
-
-    def restore(self, coarse: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
-        """Coarse images (B, 3, H, W) of rate levels (B,) and standard normal noise alike -> images."""
-        return self.denoise(self.state(coarse, levels, noise), coarse, self.noise[levels])
-
-    def denoise(self, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
-        """States and coarse images (B, 3, H, W) at noise fractions (B,) -> images."""
+    def restore(self, coarse: Tensor, noise_level: Tensor, noise: Tensor) -> Tensor:
+        """Coarse images (B, 3, H, W) at noise fractions (B,), and standard normal noise like them -> images."""
+        s = noise_level.view(-1, 1, 1, 1)
+        state = (1 - s) * coarse + self.config.grain * s * noise
         correction: Tensor = self.denoiser.correction(state, coarse, noise_level)
         return coarse + self.denoiser.scale(noise_level) * correction.float()
 
     @torch.no_grad()
-    def set_noise(self, errors: Tensor) -> None:
-        """Give each level the noise at which the denoiser's filter is expected to err as much as its coarse images.
+    def noise_of(self, errors: Tensor) -> Tensor:
+        """Noise fractions (B,) at which the denoiser's filter is expected to err as much as coarse images do.
 
-        errors: (levels,), mean squared error a sample of images in [-1, 1].
+        errors: (B,), mean squared error a sample of images in [-1, 1].
         """
-        low, high = torch.full_like(self.noise, 1e-3), torch.full_like(self.noise, 1 - 1e-3)
+        low, high = torch.full_like(errors, 1e-3), torch.full_like(errors, 1 - 1e-3)
         for _ in range(30):
             middle = (low + high) / 2
             below = self.denoiser.filter.error(middle) < errors
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        self.noise.copy_(low)
+        return low

@@ -10,11 +10,11 @@ import torch
 
 from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
 from codling.codecs.activity_map import Tables
-from codling.codecs.backbones import DenoiserBackbone
+from codling.codecs.backbones import Backbone, DenoiserBackbone
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc_stream import DiffCConfig
-from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.oscar_pixel import OscarBackbone, PixelOscar
 from codling.codecs.tiling import pad_to_grid
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
@@ -36,8 +36,10 @@ HIDING = DiffCConfig(
     empty=True,
     level=560,
 )
-# And with a one-step denoiser: from pure noise to where the bytes end at once.
-ONE_JUMP = DiffCConfig(times=(75,), threshold=-28, grain=0.0, empty=True, level=560)
+# And with OSCAR, whose network sees only where they end: as those of a linear model.
+LINEAR = DiffCConfig(
+    times=(918, 799, 705, 623, 500, 380, 265, 160, 75, 35), threshold=8, grain=0.0, empty=True, level=623
+)
 # Numbers in the index tables of an OSCAR level, two bytes each.
 TABLE_ENTRIES = 1 << 15
 
@@ -76,21 +78,21 @@ def export_run(
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error table."""
-    return Parts(model, error_tables={False: error_table(run, model, count)}, diffc=HIDING)
+    return Parts(model, error_tables={False: error_table(run, DenoiserBackbone(model), count)}, diffc=HIDING)
 
 
-def error_table(run: Run[Any], model: Denoiser, count: int) -> Tables:
-    """A denoiser's tables, measured on so many pictures."""
+def error_table(run: Run[Any], backbone: Backbone, count: int) -> Tables:
+    """A model's tables, measured on so many pictures."""
     data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
     images = [
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
     ]
-    return calibrate(DenoiserBackbone(model), images, conditional=False)
+    return calibrate(backbone, images, conditional=False)
 
 
 def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Parts:
-    """An OSCAR model with index tables for every level, small ones, and its denoiser's error table for DiffC."""
+    """An OSCAR model with index tables for every level, small ones, and the error tables for DiffC."""
     codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
     for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
         image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
@@ -102,8 +104,8 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Pa
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
     )
-    errors = error_table(run, model.denoiser, error_count)
-    return Parts(model, index_models=tuple(tables), error_tables={False: errors}, diffc=ONE_JUMP)
+    errors = error_table(run, OscarBackbone(model), error_count)
+    return Parts(model, index_models=tuple(tables), error_tables={False: errors}, diffc=LINEAR)
 
 
 def table_groups(codebook_size: int) -> int:

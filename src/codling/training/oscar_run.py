@@ -18,7 +18,6 @@ from codling.models.wiener import fit_spectrum
 from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
-from codling.training.denoiser_run import least_ratios
 from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
 from codling.training.draws import noise_like, step_generator
 from codling.training.engine import Engine
@@ -26,12 +25,11 @@ from codling.training.perceptual import PERCEPTUAL, load_perceptual
 from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
 from codling.training.validation import centre_squares, distances, fixed_noise
+from codling.training.walks import Jumps
 from codling.weights.registry import load_network
 
 # Decay of the running mean of each level's error, from which its noise level is taken.
 ERROR_DECAY = 0.99
-# States without tokens: range of noise fractions, and how many of them lack the frequencies not worth coding.
-LOWEST_JUMP, HIGHEST_JUMP, HIDDEN_SHARE = 0.3, 0.97, 0.8
 
 
 class OscarRun(Run[OscarTraining]):
@@ -60,6 +58,7 @@ class OscarRun(Run[OscarTraining]):
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
+        self.jumps = Jumps.of(config.jump_as) if config.jump_share else None
         self._coded: list[Coded] = []
         self._restored: oscar_terms.Restored | None = None
         self._probe: Probe | None = None
@@ -166,26 +165,26 @@ class OscarRun(Run[OscarTraining]):
         return {"alignment": alignment.mean(), "commitment": (torch.stack(commitments) / everywhere).mean()}
 
     def _restoration(self, image: Tensor) -> dict[str, Tensor]:
-        """Stage 2: restoration in one step, of tokens at one level a sample, or of a state that needs no tokens."""
+        """Stage 2: restoration in one step, of tokens at one level a sample, or of what a channel coder tells."""
         config, places = self.config, list(self.places[: len(image)])
         generator = step_generator(config.seed, self.step)
         shares = torch.tensor(config.level_shares or (1.0,) * len(self.errors))
         levels = torch.multinomial(shares, config.batch, replacement=True, generator=generator)[places].to(self.device)
-        jump_levels = LOWEST_JUMP + (HIGHEST_JUMP - LOWEST_JUMP) * torch.rand(config.batch, generator=generator)
-        known = least_ratios(config.batch, HIDDEN_SHARE, generator)[places].to(self.device)
         noise = noise_like(image, places, seed=config.seed, step=self.step)
-        jumps = torch.tensor([place < int(config.jump_share * config.batch) for place in places], device=self.device)
+        jumping = [place < int(config.jump_share * config.batch) for place in places]
+        jumps = torch.tensor(jumping, device=self.device)
 
-        s = torch.where(jumps, jump_levels[places].to(self.device), self.model.noise[levels])
-        coarse, state = torch.empty_like(image), torch.empty_like(image)
-        if bool(jumps.any()):
-            state[jumps], coarse[jumps] = self._jump(image[jumps], noise[jumps], s[jumps], known[jumps])
+        s, coarse = self.model.noise[levels], torch.empty_like(image)
+        if any(jumping):
+            assert self.jumps is not None
+            numbers = [(config.seed, self.step, place) for place, jump in zip(places, jumping, strict=True) if jump]
+            coarse[jumps], errors = self.jumps.draw(image[jumps], numbers)
+            s = s.index_put((jumps,), self.model.noise_of(errors))
         with self.autocast():
             # One process of many can have jumps alone.
-            if not bool(jumps.all()):
+            if not all(jumping):
                 coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
-                state = state.index_put((~jumps,), self.model.state(coarse[~jumps], levels[~jumps], noise[~jumps]))
-            restored = self.model.denoise(state, coarse, s)
+            restored = self.model.restore(coarse, s, noise)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
         terms |= {name: distance(restored, image) for name, distance in self.perceptual.items()}
@@ -219,16 +218,6 @@ class OscarRun(Run[OscarTraining]):
             out = out.index_put((chosen,), hyper.coarse(codewords, level).to(out.dtype))
         return out
 
-    @torch.no_grad()
-    def _jump(self, image: Tensor, noise: Tensor, s: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """States at noise fractions s (B,) as a channel coder conveys them, and the filter's estimate of the picture.
-
-        known: ratios (B,) of power to noise below which frequencies are not conveyed.
-        """
-        fraction, wiener = s.view(-1, 1, 1, 1), self.model.denoiser.filter
-        state = wiener.hide((1 - fraction) * image + fraction * noise, s, known)
-        return state, wiener(state, s)
-
     def _judge(self, image: Tensor) -> Tensor:
         """One step of the discriminator on the restored pictures of this step and the true ones; returns its loss."""
         assert self._restored is not None
@@ -250,7 +239,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
             points = gather(inputs.movedim(1, -1).contiguous()).flatten(0, 2)
             codebook.update(embedding.data, points, gather(indices).flatten(), seed=self.step)
-        self.model.set_noise(self.errors)
+        self.model.noise.copy_(self.model.noise_of(self.errors))
 
     def _embeddings(self) -> list[Tensor]:
         """The codebooks, stack by stack."""
@@ -314,6 +303,6 @@ class OscarRun(Run[OscarTraining]):
             with self.autocast():
                 for level, indices in enumerate(model.hyper.encode(image, range(len(out)))):
                     coarse = model.hyper.decode(indices, level)
-                    levels = torch.tensor([level], device=self.device)
-                    out[level].append(model.restore(coarse, levels, n) if self.restoring else coarse)
+                    s = model.noise[level : level + 1]
+                    out[level].append(model.restore(coarse, s, n) if self.restoring else coarse)
         return [torch.cat(rows).float().clamp(-1, 1) for rows in out]

@@ -167,8 +167,9 @@ class OscarTraining(RunConfig):
     denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from: step
     from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the gradient of
     its adversarial term; in the published code it does not. level_shares: how often each level is drawn in stage 2, or
-    () for evenly. jump_share: of stage 2's samples, those that are noisy states as DiffC's channel coder conveys them
-    instead of tokens, so that the denoiser restores these too. distribution_base: name or directory of the model whose
+    () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder tells them
+    instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose streams
+    these are like, a linear one. distribution_base: name or directory of the model whose
     distribution restored pictures are moved to, where `weights.distribution` is above 0, see `distribution`;
     fake_learning_rate: that of the copy of it that learns them.
     """
@@ -180,6 +181,7 @@ class OscarTraining(RunConfig):
     adversarial_gradient: bool = True
     level_shares: tuple[float, ...] = ()
     jump_share: float = 0.0
+    jump_as: str = "linear"
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     discriminator_learning_rate: float = 2e-4
     distribution_base: str = "diffc-xs"

@@ -6,6 +6,7 @@ quite these, so training walks: a step's estimate, which the loss is about, is a
 channel coder is not run; what it would say is drawn as it is meant to be distributed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,21 +25,22 @@ from codling.weights.registry import load
 class Walk:
     """One walk to a picture.
 
-    chain: where it is. Its estimate is to be set before each `step`. left: noise levels (1024ths) still to come.
+    chain: where it is. Unless it is Gaussian, its estimate is to be set before each `step`. left: noise levels
+    (1024ths) still to come.
     """
 
     def __init__(
-        self, image: np.ndarray, tables: Tables, settings: DiffCConfig, *, final: int, code: int,
-        random: np.random.Generator,
+        self, image: np.ndarray, tables: Tables, settings: DiffCConfig, *, gaussian: bool = False, final: int,
+        code: int, random: np.random.Generator,
     ):  # fmt: skip
-        """At pure noise. image: (3, H, W) in [-1, 1]. final: level of the last step. code: of the activity map's cells,
-        0 for none."""
+        """At pure noise. image: (3, H, W) in [-1, 1]. gaussian: whether estimates are those of the tables alone. final:
+        level of the last step. code: of the activity map's cells, 0 for none."""
         shape = (image.shape[0], image.shape[1], image.shape[2])
         activity = None
         if code and tables.local is not None:
             activity = measure(image, prior_power(tables.whole, *shape[1:]), code, stride=1)
         table, layout = tables.layout(activity, *shape[1:])
-        self.chain = Chain.begin(_no_velocity, table, settings, layout, shape)
+        self.chain = Chain.begin(_no_velocity, table, settings, layout, shape, gaussian=gaussian)
         self.left = settings.levels(final)
         self._source, self._scale, self._random = layout.coefficients(image), 0, random
         self.chain.measure_colours(self._source)
@@ -58,6 +60,7 @@ class Walks:
 
     tables: Tables
     settings: DiffCConfig
+    gaussian: bool
 
     @classmethod
     def of(cls, name: str) -> "Walks":
@@ -66,13 +69,43 @@ class Walks:
         assert isinstance(codec, DiffCCodec)
         if codec.backbone.conditional or codec.backbone.stride != 1:
             raise ConfigError(f"walk_as wants a denoiser of pixels without a condition, got {name!r}; use linear")
-        return cls(codec.tables[False], codec.config)
+        return cls(codec.tables[False], codec.config, codec.backbone.gaussian)
 
     def draw(self, image: np.ndarray, random: np.random.Generator) -> Walk:
         """To an image (3, H, W), ending somewhere in the model's times; cells have their middle size half the time."""
         final = int(random.integers(self.settings.times[-1], self.settings.times[0]))
         code = int(random.choice([0, 1, 2, 2, 2, 3]))
-        return Walk(image, self.tables, self.settings, final=final, code=code, random=random)
+        return Walk(image, self.tables, self.settings, gaussian=self.gaussian, final=final, code=code, random=random)
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Coarse images as the streams of a linear model have them: from pure noise to some noise level at once."""
+
+    walks: Walks
+
+    @classmethod
+    def of(cls, name: str) -> "Jumps":
+        """As those of a model, by name or directory. Raises ConfigError unless it is linear."""
+        walks = Walks.of(name)
+        if not walks.gaussian:
+            raise ConfigError(f"jump_as wants a linear model, whose estimates are made without a network, got {name!r}")
+        return cls(walks)
+
+    def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Coarse images of images (B, 3, H, W) in [-1, 1], and their expected squared errors a sample (B,).
+
+        numbers: that everything random about each is a function of.
+        """
+        coarse, errors = [], []
+        for image, number in zip(images.cpu().numpy(), numbers, strict=True):
+            walk = self.walks.draw(image, np.random.default_rng(number))
+            # Without a network the steps between add nothing to what is told.
+            walk.left = walk.left[-1:]
+            walk.step()
+            coarse.append(walk.chain.layout.image(walk.chain.estimate))
+            errors.append(walk.chain.expected_error())
+        return torch.from_numpy(np.stack(coarse)).to(images), torch.tensor(errors).to(images)
 
 
 def _no_velocity(x: Tensor, time: Tensor) -> Tensor:

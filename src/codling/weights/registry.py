@@ -13,7 +13,7 @@ from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.codecs.oscar import OscarCodec
-from codling.codecs.oscar_pixel import PixelOscar
+from codling.codecs.oscar_pixel import OscarBackbone, PixelOscar
 from codling.codecs.stable_diffusion import StableDiffusionBackbone
 from codling.errors import ModelError
 from codling.models.autoencoder import Autoencoder, StableDiffusionVAE
@@ -91,7 +91,7 @@ def backbone_of(parts: Parts, *, name: str) -> Backbone:
     if isinstance(parts.model, Denoiser | WienerFilter):
         return DenoiserBackbone(parts.model)
     if isinstance(parts.model, Oscar):
-        return DenoiserBackbone(parts.model.denoiser)
+        return OscarBackbone(parts.model)
     if isinstance(parts.model, StableDiffusion):
         return StableDiffusionBackbone(parts.model)
     raise ModelError(f"model {name} has levels and no DiffC; wanted a CoD model, a denoiser, or OSCAR on one")
