@@ -43,9 +43,9 @@ def test_the_stream_is_that_of_the_linear_model_and_the_network_restores_it(line
     assert payload == linear.encode(picture, RateTarget(max_bytes=300))
     *_, (chain, _) = codec.walk(payload, height=HEIGHT, width=WIDTH)
     coarse = decoded(linear, payload)
-    s = network.noise_of(torch.tensor([chain.expected_error()]))[0]
+    s = network.denoiser.filter.noise_of(torch.tensor([chain.expected_error()]))[0]
     with torch.inference_mode():
-        wanted = restored(network, pad_to_grid(coarse, network.config.denoiser.grid), s)[..., :HEIGHT, :WIDTH]
+        wanted = restored(network, pad_to_grid(coarse, network.config.grid), s)[..., :HEIGHT, :WIDTH]
     found = decoded(codec, payload)
     assert found.shape == (1, 3, HEIGHT, WIDTH)
     assert torch.allclose(found, wanted, atol=1e-5)

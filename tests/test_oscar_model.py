@@ -52,7 +52,7 @@ def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
 def test_noise_levels_are_those_at_which_the_filter_errs_as_much() -> None:
     model = tiny_oscar()
     wanted = torch.tensor([0.7, 0.5, 0.2])
-    model.noise.copy_(model.noise_of(model.denoiser.filter.error(wanted)))
+    model.noise.copy_(model.denoiser.filter.noise_of(model.denoiser.filter.error(wanted)))
     assert torch.allclose(model.noise, wanted, atol=1e-3)
     assert [level.time for level in model.levels] == pytest.approx((1 - wanted).tolist(), abs=1e-3)
 

@@ -127,7 +127,7 @@ def test_tokens_and_errors_of_oscar_go_on_in_stage_one(models: Path, pictures: P
     run = OscarRun(tiny_oscar.tiny_run(pictures, restore_from=6, learning_rate=0.0), CPU)
     begin(run, str(models / "oscar"))
     noise = run.model.noise.clone()
-    assert torch.allclose(run.model.noise_of(run.errors), noise, atol=1e-4)
+    assert torch.allclose(run.model.denoiser.filter.noise_of(run.errors), noise, atol=1e-4)
     for codebook, embedding, stack in zip(run.codebooks, run._embeddings(), (0, 1, 1), strict=True):
         stride, size = tiny_oscar.HYPER.stacks[stack].stride, tiny_oscar.HYPER.stacks[stack].codebook_size
         assert torch.allclose(codebook.count, torch.tensor(4 * (48 / stride) ** 2 / size))

@@ -22,7 +22,7 @@ from codling.rcc.spectral import idct, to_spectrum
 CELLS = (0, 128, 64, 32)
 CODE_BITS = 2
 # In what order codes are tried for streams that end somewhere else than at a length.
-WITHOUT_BUDGET = (2, 3)
+CODES_WITHOUT_BUDGET = (2, 3)
 # Bytes that a budget has for each cell at least, for codes from 1: finer maps cost more than they bring
 # (`docs/diffc.md`). Maps of fewer cells than `FEWEST` say too little for the three bytes that any map costs.
 BYTES_A_CELL = (4, 4, 10)
@@ -91,7 +91,7 @@ def cells_for(max_bytes: int | None, height: int, width: int, stride: int) -> in
     max_bytes: None if the length is not what decides where the stream ends; then those of the middle size, or if there
     are too few of them the finest.
     """
-    for code in WITHOUT_BUDGET if max_bytes is None else range(len(CELLS) - 1, 0, -1):
+    for code in CODES_WITHOUT_BUDGET if max_bytes is None else range(len(CELLS) - 1, 0, -1):
         cells = prod(grid(code, height, width, stride))
         if cells >= FEWEST and (max_bytes is None or cells * BYTES_A_CELL[code - 1] <= max_bytes):
             return code

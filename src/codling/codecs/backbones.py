@@ -18,9 +18,8 @@ class Backbone(Protocol):
     """A diffusion model as DiffC sees it.
 
     channels: of a state. stride: pixels a sample of the state covers. grid: what picture sides are padded to multiples
-    of. conditional: whether there can be a condition, and so whether streams have a place for it. gaussian: whether all
-    it knows of a picture is the power of its coefficients; its error tables then say it all, and estimates are made
-    from these.
+    of. conditional: whether there can be a condition, and so whether streams have a place for it. gaussian: whether the
+    estimates of a stream's steps are made of the error tables alone, as posterior means of Gaussians.
     """
 
     channels: int

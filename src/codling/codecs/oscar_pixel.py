@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.prng import gaussians
-from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.tiling import blend, pad_to_grid, plan_tiles
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import ConfigError
@@ -52,13 +51,21 @@ class PixelOscar:
         return coarse.float()
 
 
-class OscarBackbone(DenoiserBackbone):
+class OscarBackbone:
     """An `Oscar` network as a DiffC model: the channel coder tells the picture as with a linear model, and the network
     restores what came through, in one step at the time that the expected error is like."""
 
+    channels, stride, grid, conditional, gaussian = 3, 1, 1, False, True
+
     def __init__(self, network: Oscar):
-        super().__init__(network.denoiser.filter)
         self.network = network.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.noise.device
+
+    def condition(self, image: Tensor) -> bytes:
+        return b""
 
     def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -66,15 +73,18 @@ class OscarBackbone(DenoiserBackbone):
 
         return velocity
 
+    def to_state(self, image: Tensor) -> Tensor:
+        return image
+
     def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
         height, width = state.shape[-2:]
-        s = self.network.noise_of(torch.tensor([error], device=state.device))[0]
-        image = restored(self.network, pad_to_grid(state, self.network.config.denoiser.grid), s)
+        s = self.network.denoiser.filter.noise_of(torch.tensor([error], device=state.device))[0]
+        image = restored(self.network, pad_to_grid(state, self.network.config.grid), s)
         return image[..., :height, :width]
 
 
 def restored(network: Oscar, coarse: Tensor, noise_level: Tensor) -> Tensor:
-    """Coarse images (B, 3, H, W), sides multiples of the denoiser's grid, at a noise fraction () -> images; in tiles.
+    """Coarse images (B, 3, H, W), sides multiples of the network's grid, at a noise fraction () -> images; in tiles.
 
     Every picture has the same grain.
     """

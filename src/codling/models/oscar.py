@@ -67,16 +67,3 @@ class Oscar(nn.Module):
         state = (1 - s) * coarse + self.config.grain * s * noise
         correction: Tensor = self.denoiser.correction(state, coarse, noise_level)
         return coarse + self.denoiser.scale(noise_level) * correction.float()
-
-    @torch.no_grad()
-    def noise_of(self, errors: Tensor) -> Tensor:
-        """Noise fractions (B,) at which the denoiser's filter is expected to err as much as coarse images do.
-
-        errors: (B,), mean squared error a sample of images in [-1, 1].
-        """
-        low, high = torch.full_like(errors, 1e-3), torch.full_like(errors, 1 - 1e-3)
-        for _ in range(30):
-            middle = (low + high) / 2
-            below = self.denoiser.filter.error(middle) < errors
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return low

@@ -10,6 +10,8 @@ from codling.nn.spectral import from_spectrum, radius, to_spectrum
 
 # The lowest frequency that knots resolve, in cycles a pixel: one half wave over 2048 px.
 LOWEST = 1 / 4096
+# Of the interval in which `noise_of` looks: to 1e-6.
+HALVINGS = 20
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,24 @@ class WienerFilter(nn.Module):
 
     def error(self, noise: Tensor) -> Tensor:
         """Expected squared error a pixel and colour of the estimate at noise fractions (B,), for a 256 px square."""
-        s = noise.view(-1, 1, 1, 1)
+        return _mean_error(self.power(256, 256), noise)
+
+    @torch.no_grad()
+    def noise_of(self, errors: Tensor) -> Tensor:
+        """The inverse of `error`: noise fractions (B,), from .001 to .999, at which it expects such errors (B,)."""
         power = self.power(256, 256)
-        return (power * s.square() / ((1 - s).square() * power + s.square())).mean((1, 2, 3))
+        low, high = torch.full_like(errors, 1e-3), torch.full_like(errors, 1 - 1e-3)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            below = _mean_error(power, middle) < errors
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low
+
+
+def _mean_error(power: Tensor, noise: Tensor) -> Tensor:
+    """Of posterior means of Gaussians of power (3, H, W) at noise fractions (B,): (B,)."""
+    s = noise.view(-1, 1, 1, 1)
+    return (power * s.square() / ((1 - s).square() * power + s.square())).mean((1, 2, 3))
 
 
 def knot_place(radii: Tensor, knots: int) -> Tensor:

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
-from codling.codecs.activity_map import Tables
-from codling.codecs.backbones import Backbone, DenoiserBackbone
+from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.calibration import calibrate
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc_stream import DiffCConfig
-from codling.codecs.oscar_pixel import OscarBackbone, PixelOscar
+from codling.codecs.oscar_pixel import PixelOscar
 from codling.codecs.tiling import pad_to_grid
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
@@ -22,6 +21,7 @@ from codling.pictures import to_image_array
 from codling.training.data import load_pictures
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
+from codling.training.walks import Jumps
 from codling.weights.catalogue import Precision
 from codling.weights.packing import unpack
 from codling.weights.store import Manifest, Parts, save_model, stored_weights
@@ -35,10 +35,6 @@ HIDING = DiffCConfig(
     grain=0.0,
     empty=True,
     level=560,
-)
-# And with OSCAR, whose network sees only where they end: as those of a linear model.
-LINEAR = DiffCConfig(
-    times=(918, 799, 705, 623, 500, 380, 265, 160, 75, 35), threshold=8, grain=0.0, empty=True, level=623
 )
 # Numbers in the index tables of an OSCAR level, two bytes each.
 TABLE_ENTRIES = 1 << 15
@@ -64,8 +60,7 @@ def export_run(
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
     if isinstance(model, Oscar):
-        parts = oscar_parts(run, model, pictures, error_pictures)
-        return save_model(directory, parts, precision=precision)
+        return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
     # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     codec = CoDCodec(model, name="export", model_id=0)
     data = load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures
@@ -77,22 +72,18 @@ def export_run(
 
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
-    """A denoiser with its error table."""
-    return Parts(model, error_tables={False: error_table(run, DenoiserBackbone(model), count)}, diffc=HIDING)
-
-
-def error_table(run: Run[Any], backbone: Backbone, count: int) -> Tables:
-    """A model's tables, measured on so many pictures."""
+    """A denoiser with its error tables, measured on so many pictures."""
     data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
     images = [
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
     ]
-    return calibrate(backbone, images, conditional=False)
+    tables = calibrate(DenoiserBackbone(model), images, conditional=False)
+    return Parts(model, error_tables={False: tables}, diffc=HIDING)
 
 
-def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Parts:
-    """An OSCAR model with index tables for every level, small ones, and the error tables for DiffC."""
+def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
+    """An OSCAR model with index tables for every level, small ones, and for DiffC what its jumps were planned with."""
     codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
     for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
         image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
@@ -104,8 +95,8 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int, error_count: int) -> Pa
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
     )
-    errors = error_table(run, OscarBackbone(model), error_count)
-    return Parts(model, index_models=tuple(tables), error_tables={False: errors}, diffc=LINEAR)
+    steps = Jumps.of(run.config.jump_as).walks
+    return Parts(model, index_models=tuple(tables), error_tables={False: steps.tables}, diffc=steps.settings)
 
 
 def table_groups(codebook_size: int) -> int:

@@ -171,7 +171,8 @@ class OscarRun(Run[OscarTraining]):
         shares = torch.tensor(config.level_shares or (1.0,) * len(self.errors))
         levels = torch.multinomial(shares, config.batch, replacement=True, generator=generator)[places].to(self.device)
         noise = noise_like(image, places, seed=config.seed, step=self.step)
-        jumping = [place < int(config.jump_share * config.batch) for place in places]
+        # Evenly spread, as drawing them takes its time in every process.
+        jumping = [int((place + 1) * config.jump_share) > int(place * config.jump_share) for place in places]
         jumps = torch.tensor(jumping, device=self.device)
 
         s, coarse = self.model.noise[levels], torch.empty_like(image)
@@ -179,7 +180,7 @@ class OscarRun(Run[OscarTraining]):
             assert self.jumps is not None
             numbers = [(config.seed, self.step, place) for place, jump in zip(places, jumping, strict=True) if jump]
             coarse[jumps], errors = self.jumps.draw(image[jumps], numbers)
-            s = s.index_put((jumps,), self.model.noise_of(errors))
+            s = s.index_put((jumps,), self.model.denoiser.filter.noise_of(errors))
         with self.autocast():
             # One process of many can have jumps alone.
             if not all(jumping):
@@ -239,7 +240,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
             points = gather(inputs.movedim(1, -1).contiguous()).flatten(0, 2)
             codebook.update(embedding.data, points, gather(indices).flatten(), seed=self.step)
-        self.model.noise.copy_(self.model.noise_of(self.errors))
+        self.model.noise.copy_(self.model.denoiser.filter.noise_of(self.errors))
 
     def _embeddings(self) -> list[Tensor]:
         """The codebooks, stack by stack."""
@@ -281,7 +282,7 @@ class OscarRun(Run[OscarTraining]):
 
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
-        """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2."""
+        """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2; then of jumps."""
         return self.examine(pictures, 0)[0]
 
     @torch.no_grad()
@@ -294,6 +295,14 @@ class OscarRun(Run[OscarTraining]):
         for level, row in enumerate(model.levels):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
+        if self.restoring and self.jumps is not None:
+            coarse, errors = self.jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
+            told, noise = model.denoiser.filter.noise_of(errors), fixed_noise(images.shape, device=self.device)
+            with self.autocast():
+                jumped = [
+                    model.restore(*each) for each in zip(coarse.split(1), told.split(1), noise.split(1), strict=True)
+                ]
+            scores["PSNR of jumps"], scores["SWD of jumps"] = distances(images, torch.cat(jumped).float().clamp(-1, 1))
         return scores, [column[:rows] for column in (images, *decoded)]
 
     def _decoded(self, model: Oscar, images: Tensor) -> list[Tensor]:

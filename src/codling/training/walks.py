@@ -4,6 +4,8 @@ In a codec's states some bands have just been coded, some wait at noise levels o
 by the posterior mean, and some say nothing yet, all by the plan of the picture at hand. No noising of a picture gives
 quite these, so training walks: a step's estimate, which the loss is about, is also what the next state is made of. The
 channel coder is not run; what it would say is drawn as it is meant to be distributed.
+
+OSCAR's network sees only where a linear model's walk ends, see `Jumps`.
 """
 
 from collections.abc import Sequence
@@ -60,37 +62,36 @@ class Walks:
 
     tables: Tables
     settings: DiffCConfig
-    gaussian: bool
 
     @classmethod
     def of(cls, name: str) -> "Walks":
         """As those of a model, by name or directory. Raises ConfigError if DiffC has no streams of it in pixels."""
-        codec = load(name, device=torch.device("cpu"), codec=CodecId.DIFFC)
-        assert isinstance(codec, DiffCCodec)
+        codec = load_diffc(name)
         if codec.backbone.conditional or codec.backbone.stride != 1:
             raise ConfigError(f"walk_as wants a denoiser of pixels without a condition, got {name!r}; use linear")
-        return cls(codec.tables[False], codec.config, codec.backbone.gaussian)
+        return cls(codec.tables[False], codec.config)
 
-    def draw(self, image: np.ndarray, random: np.random.Generator) -> Walk:
+    def draw(self, image: np.ndarray, random: np.random.Generator, *, gaussian: bool = False) -> Walk:
         """To an image (3, H, W), ending somewhere in the model's times; cells have their middle size half the time."""
-        final = int(random.integers(self.settings.times[-1], self.settings.times[0]))
+        final = int(random.integers(self.settings.times[-1], self.settings.times[0], endpoint=True))
         code = int(random.choice([0, 1, 2, 2, 2, 3]))
-        return Walk(image, self.tables, self.settings, gaussian=self.gaussian, final=final, code=code, random=random)
+        return Walk(image, self.tables, self.settings, gaussian=gaussian, final=final, code=code, random=random)
 
 
 @dataclass(frozen=True)
 class Jumps:
-    """Coarse images as the streams of a linear model have them: from pure noise to some noise level at once."""
+    """Coarse images as a linear model's streams end with: all steps from noise to some level are taken without a
+    network."""
 
     walks: Walks
 
     @classmethod
     def of(cls, name: str) -> "Jumps":
-        """As those of a model, by name or directory. Raises ConfigError unless it is linear."""
-        walks = Walks.of(name)
-        if not walks.gaussian:
-            raise ConfigError(f"jump_as wants a linear model, whose estimates are made without a network, got {name!r}")
-        return cls(walks)
+        """As those of a model, by name or directory. Raises ConfigError unless its estimates need no network."""
+        codec = load_diffc(name)
+        if not codec.backbone.gaussian:
+            raise ConfigError(f"jump_as wants a model whose steps need no network, got {name!r}; use linear")
+        return cls(Walks(codec.tables[False], codec.config))
 
     def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Coarse images of images (B, 3, H, W) in [-1, 1], and their expected squared errors a sample (B,).
@@ -99,13 +100,19 @@ class Jumps:
         """
         coarse, errors = [], []
         for image, number in zip(images.cpu().numpy(), numbers, strict=True):
-            walk = self.walks.draw(image, np.random.default_rng(number))
-            # Without a network the steps between add nothing to what is told.
-            walk.left = walk.left[-1:]
-            walk.step()
+            walk = self.walks.draw(image, np.random.default_rng(number), gaussian=True)
+            while walk.left:
+                walk.step()
             coarse.append(walk.chain.layout.image(walk.chain.estimate))
             errors.append(walk.chain.expected_error())
         return torch.from_numpy(np.stack(coarse)).to(images), torch.tensor(errors).to(images)
+
+
+def load_diffc(name: str) -> DiffCCodec:
+    """A model's codec `diffc`, by name or directory."""
+    codec = load(name, device=torch.device("cpu"), codec=CodecId.DIFFC)
+    assert isinstance(codec, DiffCCodec)
+    return codec
 
 
 def _no_velocity(x: Tensor, time: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def own_codec(model: Model) -> CodecId:
 
 
 def backbone_of(parts: Parts, *, name: str) -> Backbone:
-    """A model as DiffC sees it. Raises ModelError if it has no velocity."""
+    """A model as DiffC sees it. Raises ModelError if it cannot be one."""
     if isinstance(parts.model, CoD):
         return CoDBackbone(cod_codec(parts, name=name, number=0))
     if isinstance(parts.model, Denoiser | WienerFilter):
