@@ -66,3 +66,21 @@ def test_the_published_scheme_needs_more_bytes(photos: list[Path], tmp_path: Pat
     early = ideal[1].psnr
     real = published.published_curve(codec, picture, until=early, real=True)
     assert published.at(early, real, picture)[0] > published.at(early, ideal, picture)[0]
+
+
+def test_the_best_shrunk_avif_keeps_its_budget(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrunk = example("shrunk_avif")
+    monkeypatch.setattr(shrunk, "FACTORS", (2, 4))
+    monkeypatch.setattr(shrunk, "QUALITIES", (0, 30))
+    Image.open(photos[0]).convert("RGB").resize((192, 128)).save(tmp_path / "x.png")
+    found = shrunk.files(tmp_path / "x.png", 100_000)
+    assert len(found) == 4
+    for budget in {file.bytes for file in found}:
+        chosen = shrunk.best(found, budget)
+        assert chosen.bytes <= budget
+        assert chosen.psnr == max(file.psnr for file in found if file.bytes <= budget)
+    assert shrunk.best(found, min(file.bytes for file in found) - 1) is None
+    shorter = shrunk.files(tmp_path / "x.png", min(file.bytes for file in found))
+    assert [file.bytes for file in shorter] == [min(file.bytes for file in found)]

@@ -1,0 +1,62 @@
+"""What a patient engineer gets from AVIF within a budget: shrink the picture, code it, enlarge it, keep the best.
+
+    python examples/shrunk_avif.py 400,600,800 PICTURE...
+
+For each picture and budget, among eleven factors and sixteen qualities, the file of the highest PSNR that is not longer
+than the budget; printed are means over the pictures that have one: bytes, PSNR, MS-SSIM, SWD.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from codling.evaluation.contenders import Setting, parse_spec
+from codling.evaluation.metrics import DEFAULT_METRICS, measure, psnr
+
+FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
+QUALITIES = range(0, 64, 4)
+
+
+@dataclass(frozen=True)
+class File:
+    """bytes: its length. psnr: in dB. setting: that made it."""
+
+    bytes: int
+    psnr: float
+    setting: Setting
+
+
+def files(path: Path, longest: int) -> list[File]:
+    """The picture's files of at most so many bytes, at every factor and quality."""
+    picture, found = np.asarray(Image.open(path).convert("RGB")), []
+    for factor in FACTORS:
+        for quality in QUALITIES:
+            (setting,) = parse_spec(f"avif/{factor}:quality={quality}:speed=2")
+            data = setting.encode(path)
+            if len(data) > longest:
+                break  # those of higher quality are longer
+            found.append(File(len(data), psnr(picture, np.asarray(setting.decode(data))), setting))
+    return found
+
+
+def best(candidates: list[File], budget: int) -> File | None:
+    """Of the files within a budget the one of the highest PSNR, None if all are longer."""
+    return max((file for file in candidates if file.bytes <= budget), key=lambda file: file.psnr, default=None)
+
+
+if __name__ == "__main__":
+    budgets, paths = [int(text) for text in sys.argv[1].split(",")], [Path(name) for name in sys.argv[2:]]
+    rows: dict[int, list[list[float]]] = {budget: [] for budget in budgets}
+    for path in paths:
+        picture, candidates = np.asarray(Image.open(path).convert("RGB")), files(path, max(budgets))
+        for budget, chosen in ((budget, best(candidates, budget)) for budget in budgets):
+            if chosen:
+                decoded = np.asarray(chosen.setting.decode(chosen.setting.encode(path)))
+                distances = measure(picture, decoded, DEFAULT_METRICS)
+                rows[budget].append([chosen.bytes, *(float(distances[name]) for name in DEFAULT_METRICS)])
+    for budget, found in rows.items():
+        means = "".join(f"{value:9.3f}" for value in np.mean(found, 0)) if found else "  none is so small"
+        print(f"within {budget:5} bytes, {len(found)} of {len(paths)} pictures:{means}")
