@@ -31,7 +31,8 @@ def tiny_model(config: CoDConfig | None = None, *, seed: int = 0) -> CoD:
     """Random weights, the output layer included (a fresh model's is zero), and a codebook that is used evenly."""
     torch.manual_seed(seed)
     model = CoD(config or tiny_config())
-    torch.nn.init.normal_(model.transformer.head.out.weight, std=0.3)
+    if model.config.transformer is not None:
+        torch.nn.init.normal_(model.transformer.head.out.weight, std=0.3)
     book = model.condition_codec.quantiser.embedding
     with torch.no_grad():
         features = model.condition_codec.encoder(torch.rand(4, 3, 64, 64) * 2 - 1)

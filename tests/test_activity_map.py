@@ -192,14 +192,14 @@ class Knowing(DenoiserBackbone):
 
     def __init__(self, model: WienerFilter, picture: torch.Tensor):
         super().__init__(model)
-        self.picture = picture
+        self.known = picture
 
     def condition(self, image: torch.Tensor) -> bytes:
         return b"told"
 
     def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         plain = super().velocity(condition, height=height, width=width)
-        return (lambda x, t: (0.8 * self.picture - x) / (1 - t).view(-1, 1, 1, 1)) if condition else plain
+        return (lambda x, t: (0.8 * self.known - x) / (1 - t).view(-1, 1, 1, 1)) if condition else plain
 
 
 def told(codec: DiffCCodec, image: torch.Tensor) -> DiffCCodec:

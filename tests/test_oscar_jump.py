@@ -42,10 +42,11 @@ def test_the_stream_is_that_of_the_linear_model_and_the_network_restores_it(line
     assert len(payload) == 300
     assert payload == linear.encode(picture, RateTarget(max_bytes=300))
     *_, (chain, _) = codec.walk(payload, height=HEIGHT, width=WIDTH)
-    coarse = decoded(linear, payload)
-    s = network.denoiser.filter.noise_of(torch.tensor([chain.expected_error()]))[0]
+    coarse, grid = decoded(linear, payload), network.config.grid
+    state = chain.flow_state(grain=1.0, empty=False)
+    s = torch.tensor(chain.level / 1024)
     with torch.inference_mode():
-        wanted = restored(network, pad_to_grid(coarse, network.config.grid), s)[..., :HEIGHT, :WIDTH]
+        wanted = restored(network, pad_to_grid(state, grid), pad_to_grid(coarse, grid), s)[..., :HEIGHT, :WIDTH]
     found = decoded(codec, payload)
     assert found.shape == (1, 3, HEIGHT, WIDTH)
     assert torch.allclose(found, wanted, atol=1e-5)
@@ -64,9 +65,9 @@ def test_the_more_bytes_the_less_noise_is_the_network_told(linear: DiffCCodec, m
     told: list[float] = []
     restore = Oscar.restore
 
-    def noted(self: Oscar, coarse: torch.Tensor, noise_level: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def noted(self: Oscar, state: torch.Tensor, coarse: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
         told.append(float(noise_level.max()))
-        return restore(self, coarse, noise_level, noise)
+        return restore(self, state, coarse, noise_level)
 
     monkeypatch.setattr(Oscar, "restore", noted)
     codec = oscar(linear, tiny_oscar())

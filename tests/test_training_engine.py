@@ -22,7 +22,7 @@ from codling.errors import ConfigError
 from codling.training import checkpoint, log
 from codling.training.chain import stage_of, train_stages
 from codling.training.cod_run import CoDRun
-from codling.training.engine import Engine
+from codling.training.engine import Engine, resolved_precision
 from codling.training.export import export_run
 from codling.training.log import LOG, VALIDATION, append, forget, read
 from codling.training.loop import CHECKPOINT, SAMPLES, out_of_memory_explained, train
@@ -336,3 +336,13 @@ def test_training_without_its_packages_says_what_to_install(pictures: Path, monk
     monkeypatch.setitem(sys.modules, "lightning.fabric", None)
     with pytest.raises(ConfigError, match=r"pip install 'codling\[train\]'"):
         CoDRun(tiny_run(pictures), CPU)
+
+
+def test_bfloat16_is_taken_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolved_precision("auto", torch.device("cuda")) == "bfloat16"
+    for supported, wanted in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert resolved_precision("auto", CPU) == wanted
+    # Asked for, it is what is asked for.
+    assert resolved_precision("bfloat16", CPU) == "bfloat16"
+    assert Engine(CPU, precision="auto").precision == "float32"

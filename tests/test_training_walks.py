@@ -8,6 +8,7 @@ import torch
 
 from codling.bitstream.container import CodecId
 from codling.codecs.activity_map import Tables, prior_power
+from codling.codecs.chain import Chain
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_encoder import Encoder
 from codling.diffusion.posterior import signal_share
@@ -15,7 +16,7 @@ from codling.errors import ConfigError
 from codling.models.denoiser import DenoiserConfig
 from codling.models.wiener import WienerConfig
 from codling.pictures import load_picture, to_image_array
-from codling.rcc.plan import LEVELS
+from codling.rcc.plan import LEVELS, Q, scaled
 from codling.rcc.spectral import from_spectrum
 from codling.training.denoiser_run import DenoiserRun
 from codling.training.loop import train
@@ -86,6 +87,12 @@ def test_a_walk_goes_where_the_encoder_goes(linear: DiffCCodec, image: np.ndarra
     assert errors[0] < 0.2 * np.square(encoder.source).mean()
 
 
+def expected_error(chain: Chain) -> float:
+    """Of the estimate, by the table: mean squared error a sample."""
+    errors = 2.0 ** (scaled(chain.table.at(chain.known), chain.colours[:, None]) / Q)
+    return float((errors * chain.layout.counts).sum() / chain.state.size)
+
+
 def test_estimates_err_as_expected(linear: DiffCCodec, image: np.ndarray) -> None:
     """Of pictures drawn from the tables: after every step the mean squared error is what the chain expects."""
     errors, expected = [], []
@@ -98,20 +105,26 @@ def test_estimates_err_as_expected(linear: DiffCCodec, image: np.ndarray) -> Non
         while walked.left:
             walked.step()
             errors.append(np.square(walked.chain.estimate - source).mean())
-            expected.append(walked.chain.expected_error())
+            expected.append(expected_error(walked.chain))
     means = [np.mean(np.reshape(values, (6, -1)), 0) for values in (errors, expected)]
     assert np.allclose(*means, rtol=0.06)
     assert (np.diff(means[1]) < 0).all()
 
 
-def test_jumps_are_drawn_by_their_numbers_and_say_their_error(image: np.ndarray) -> None:
+def test_jumps_are_drawn_by_their_numbers_and_say_their_noise(image: np.ndarray) -> None:
     jumps, images = Jumps.of("linear"), torch.from_numpy(image[None, :, :96, :96].copy()).repeat(24, 1, 1, 1)
     numbers = [(1, 2, place) for place in range(24)]
-    coarse, expected = jumps.draw(images, numbers)
-    again, _ = jumps.draw(images[:1], numbers[5:6])
-    assert torch.equal(coarse[5], again[0])
+    drawn = jumps.draw(images, numbers)
+    for part, again in zip(drawn, jumps.draw(images[:1], numbers[5:6]), strict=True):
+        assert torch.equal(part[5], again[0])
+    state, coarse, noise = drawn
     errors = (coarse - images).square().mean((1, 2, 3))
-    assert float(torch.corrcoef(torch.stack([errors.log(), expected.log()]))[0, 1]) > 0.9
+    assert float(torch.corrcoef(torch.stack([errors.log(), noise.log()]))[0, 1]) > 0.9
+    # What is left of a state without its picture is noise of that size, but where frequencies say less than it.
+    rest = state - (1 - noise.view(-1, 1, 1, 1)) * images
+    size = rest.square().mean((1, 2, 3)).sqrt() / noise
+    assert bool((size > 0.95).all())
+    assert bool((size < 1.2).all())
     with pytest.raises(ConfigError, match="steps need no network"):
         Jumps.of("diffc-xs")
 

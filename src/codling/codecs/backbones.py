@@ -5,13 +5,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from codling.codecs.chain import Chain
 from codling.codecs.cod import CoDCodec
 from codling.codecs.tiling import blend, pad_to_grid, plan_tiles
 from codling.diffusion.guidance import VelocityFunction
-from codling.models.denoiser import Denoiser
+from codling.models.denoiser import SMALLEST_NOISE, Denoiser
 from codling.models.wiener import WienerFilter
-
-SMALLEST_NOISE = 1 / 1024
 
 
 class Backbone(Protocol):
@@ -46,12 +45,12 @@ class Backbone(Protocol):
         """Image (1, 3, H, W), sides in multiples of `grid` -> the state at t = 1."""
         ...
 
-    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
-        """The inverse of `to_state`, as well as the autoencoder can.
+    def to_image(self, state: Tensor) -> Tensor:
+        """The inverse of `to_state`, as well as the autoencoder can."""
+        ...
 
-        error: expected squared error a sample of a state that is an estimate, for models that restore estimates; 0 of
-        one that is a sample.
-        """
+    def picture(self, chain: Chain) -> Tensor:
+        """Where a walk ends, the padded image without more steps: of the estimate, or what one-step models restore."""
         ...
 
 
@@ -99,8 +98,11 @@ class DenoiserBackbone:
     def to_state(self, image: Tensor) -> Tensor:
         return image
 
-    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
+    def to_image(self, state: Tensor) -> Tensor:
         return state
+
+    def picture(self, chain: Chain) -> Tensor:
+        return chain.image_estimate()
 
 
 class CoDBackbone:
@@ -111,7 +113,7 @@ class CoDBackbone:
     def __init__(self, codec: CoDCodec):
         config = codec.model.config
         self.codec = codec
-        self.channels, self.stride, self.grid = config.transformer.channels, config.state_stride, config.grid
+        self.channels, self.stride, self.grid = config.channels, config.state_stride, config.grid
 
     @property
     def device(self) -> torch.device:
@@ -129,5 +131,8 @@ class CoDBackbone:
     def to_state(self, image: Tensor) -> Tensor:
         return self.codec.autoencoder.encode(image)
 
-    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
+    def to_image(self, state: Tensor) -> Tensor:
         return self.codec.autoencoder.decode(state)
+
+    def picture(self, chain: Chain) -> Tensor:
+        return self.to_image(chain.image_estimate().to(self.device))

@@ -88,10 +88,18 @@ class Chain:
         out: np.ndarray = self._spread(np.where(self.known == START, 0.0, gain)) * self.state
         return out
 
-    def expected_error(self) -> float:
-        """Of the estimate, by the table: mean squared error a sample."""
-        errors = 2.0 ** (scaled(self.table.at(self.known), self.colours[:, None]) / Q)
-        return float((errors * self.layout.counts).sum() / self.state.size)
+    @property
+    def noise(self) -> float:
+        """The noise fraction that the walk is at."""
+        return self.level / LEVELS
+
+    def image_estimate(self) -> Tensor:
+        """The estimate as a state, (1, C, h, w)."""
+        return torch.from_numpy(self.layout.image(self.estimate))[None]
+
+    def sample(self) -> Tensor:
+        """A state of the flow at this noise fraction, as samplers and one-step decoders want it, (1, C, h, w)."""
+        return self.flow_state(grain=1.0, empty=False)
 
     def seen(self) -> Tensor:
         """What the denoiser sees at this level, (1, C, h, w)."""

@@ -97,7 +97,7 @@ class CoDCodec:
         """Indices (1, h, w) -> state (1, C, H / s, W / s) at t = 1, on the CPU."""
         config = self.model.config
         height, width = (side * config.condition.stride for side in indices.shape[-2:])
-        shape = (config.transformer.channels, height // config.state_stride, width // config.state_stride)
+        shape = (config.channels, height // config.state_stride, width // config.state_stride)
         noise = torch.from_numpy(gaussians(shape[0] * shape[1] * shape[2], seed=options.seed)).view(1, *shape)
         velocity = self.velocity(indices, guidance=config.guidance if options.guidance is None else options.guidance)
         grid = uniform_grid(options.steps or config.steps, last_step=config.last_step)

@@ -38,7 +38,6 @@ from codling.diffusion.guidance import score_scaled
 from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.rcc.channel import group_bits, receive
-from codling.rcc.plan import LEVELS
 from codling.rcc.trellis import Search
 
 
@@ -131,16 +130,13 @@ class DiffCCodec:
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         steps = self.config.steps if options.steps is None else options.steps
         if steps == 1 and options.score_scale == 1.0:
-            state, error = torch.from_numpy(chain.layout.image(chain.estimate))[None], chain.expected_error()
-        else:
-            grid = torch.linspace(1 - chain.level / LEVELS, 1, steps + 1, dtype=torch.float64)
-            velocity = score_scaled(chain.velocity, options.score_scale)
-            state = chain.flow_state(grain=1.0, empty=False)
             with torch.inference_mode():
-                state, error = sampler(options.sampler or self.config.sampler)(velocity, state, grid), 0.0
+                return self.backbone.picture(chain).float().cpu()[..., :height, :width]
+        grid = torch.linspace(1 - chain.noise, 1, steps + 1, dtype=torch.float64)
+        velocity = score_scaled(chain.velocity, options.score_scale)
         with torch.inference_mode():
-            image = self.backbone.to_image(state.to(self.backbone.device), error=error).float().cpu()
-        return image[..., :height, :width]
+            state = sampler(options.sampler or self.config.sampler)(velocity, chain.sample(), grid)
+            return self.backbone.to_image(state.to(self.backbone.device)).float().cpu()[..., :height, :width]
 
     def start(
         self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None

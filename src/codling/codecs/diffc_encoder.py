@@ -195,10 +195,8 @@ class Encoder:
 
     def _psnr(self) -> float:
         """Of the faithful picture, rounded to 8 bits."""
-        backbone, chain = self.codec.backbone, self.now.chain
-        estimate = torch.from_numpy(chain.layout.image(chain.estimate))[None].to(backbone.device)
         with torch.inference_mode():
-            decoded = backbone.to_image(estimate, error=chain.expected_error()).float().cpu()
+            decoded = self.codec.backbone.picture(self.now.chain).float().cpu()
         height, width = self.image.shape[-2:]
         error = _to_8_bits(decoded[..., :height, :width]) - _to_8_bits(self.image)
         return 10 * math.log10(255**2 / max(float(error.square().mean()), 1e-10))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.prng import gaussians
+from codling.codecs.chain import Chain
 from codling.codecs.tiling import blend, pad_to_grid, plan_tiles
 from codling.diffusion.guidance import VelocityFunction
 from codling.errors import ConfigError
@@ -38,7 +39,11 @@ class PixelOscar:
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W)."""
-        return restored(self.network, self.rough_latent(tokens, level), self.network.noise[level])
+        coarse, noise_level = self.rough_latent(tokens, level), self.network.noise[level]
+        # Every picture has the same grain.
+        drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
+        state = self.network.noisy(coarse, noise_level, torch.from_numpy(drawn)[None].to(self.device))
+        return restored(self.network, state, coarse, noise_level)
 
     def latent(self, image: Tensor) -> Tensor:
         """The image itself: there is no autoencoder."""
@@ -52,8 +57,8 @@ class PixelOscar:
 
 
 class OscarBackbone:
-    """An `Oscar` network as a DiffC model: the channel coder tells the picture as with a linear model, and the network
-    restores what came through, in one step at the time that the expected error is like."""
+    """An `Oscar` network as a DiffC model: the channel coder tells a noisy state as with a linear model; the network
+    makes a picture of it in one step."""
 
     channels, stride, grid, conditional, gaussian = 3, 1, 1, False, True
 
@@ -76,32 +81,35 @@ class OscarBackbone:
     def to_state(self, image: Tensor) -> Tensor:
         return image
 
-    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
-        height, width = state.shape[-2:]
-        s = self.network.denoiser.filter.noise_of(torch.tensor([error], device=state.device))[0]
-        image = restored(self.network, pad_to_grid(state, self.network.config.grid), s)
+    def to_image(self, state: Tensor) -> Tensor:
+        return state
+
+    def picture(self, chain: Chain) -> Tensor:
+        grid, (height, width) = self.network.config.grid, chain.state.shape[-2:]
+        state, coarse = (pad_to_grid(x.to(self.device), grid) for x in (chain.sample(), chain.image_estimate()))
+        image = restored(self.network, state, coarse, torch.tensor(chain.noise, device=self.device))
         return image[..., :height, :width]
 
 
-def restored(network: Oscar, coarse: Tensor, noise_level: Tensor) -> Tensor:
-    """Coarse images (B, 3, H, W), sides multiples of the network's grid, at a noise fraction () -> images; in tiles.
+def restored(network: Oscar, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
+    """States and coarse images (B, 3, H, W), sides multiples of the network's grid, at a noise fraction () -> images.
 
-    Every picture has the same grain.
+    Large ones are restored in tiles.
     """
-    config, device = network.config.denoiser, coarse.device
-    height, width = coarse.shape[-2:]
-    drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
-    noise = torch.from_numpy(drawn)[None].to(device)
+    config, device = network.config.denoiser, state.device
+    height, width = state.shape[-2:]
     tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
 
-    def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
-        grain = torch.cat([tiles[n].cut(noise) for n in numbers])
-        with _autocast(device):
-            out: Tensor = network.restore(pieces, noise_level.expand(len(pieces)), grain)
-        return out
+    def one(state: Tensor, coarse: Tensor) -> Tensor:
+        def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
+            known = torch.cat([tiles[n].cut(coarse) for n in numbers])
+            with _autocast(device):
+                out: Tensor = network.restore(pieces, known, noise_level.expand(len(pieces)))
+            return out
 
-    pictures = [blend(on_tiles, one, tiles, overlap=config.overlap, stride=1) for one in coarse.split(1)]
-    return torch.cat(pictures)
+        return blend(on_tiles, state, tiles, overlap=config.overlap, stride=1)
+
+    return torch.cat([one(*each) for each in zip(state.split(1), coarse.split(1), strict=True)])
 
 
 def _autocast(device: torch.device) -> torch.autocast:

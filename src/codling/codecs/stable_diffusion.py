@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from codling.codecs.backbones import SMALLEST_NOISE
+from codling.codecs.chain import Chain
 from codling.diffusion.guidance import VelocityFunction
 from codling.diffusion.posterior import flow_scale, signal_share
+from codling.models.denoiser import SMALLEST_NOISE
 from codling.models.stable_diffusion import StableDiffusion
 
 
@@ -57,5 +58,8 @@ class StableDiffusionBackbone:
         return self.model.latent(image)
 
     @torch.inference_mode()
-    def to_image(self, state: Tensor, *, error: float = 0.0) -> Tensor:
+    def to_image(self, state: Tensor) -> Tensor:
         return self.model.image(state)
+
+    def picture(self, chain: Chain) -> Tensor:
+        return self.to_image(chain.image_estimate().to(self.device))

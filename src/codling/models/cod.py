@@ -1,4 +1,4 @@
-"""CoD: condition codec and diffusion transformer as one model."""
+"""CoD: condition codec and diffusion network as one model."""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from codling.errors import ConfigError
 from codling.models.condition_codec import CONDITION_STRIDE, ConditionCodec, ConditionCodecConfig
+from codling.models.denoiser import SMALLEST_NOISE, ConditionalDenoiser, DenoiserConfig
 from codling.models.dit import DiffusionTransformer, TransformerConfig
 
 
@@ -14,6 +15,8 @@ from codling.models.dit import DiffusionTransformer, TransformerConfig
 class CoDConfig:
     """Shape of a CoD model and how it is best decoded.
 
+    transformer, convolution: the diffusion network, one or the other. A convolution is for pixel space; small models
+        learn sooner with it, and it has no patches that could show.
     space: "pixel", or "sd-vae" for Stable Diffusion latents (the autoencoder itself is not part of the model).
     sigma_data: standard deviation of the data if the transformer's output is preconditioned (see `CoD.velocity`), or
         None if it is the velocity itself, as in the published models.
@@ -23,7 +26,8 @@ class CoDConfig:
     """
 
     condition: ConditionCodecConfig = field(default_factory=ConditionCodecConfig)
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    transformer: TransformerConfig | None = field(default_factory=TransformerConfig)
+    convolution: DenoiserConfig | None = None
     space: str = "pixel"
     sigma_data: float | None = None
     tile: int = 1024
@@ -37,16 +41,16 @@ class CoDConfig:
     def __post_init__(self) -> None:
         if self.space not in ("pixel", "sd-vae"):
             raise ConfigError(f'model: space must be "pixel" or "sd-vae", got {self.space!r}')
-        if self.condition.decoder_width != self.transformer.width:
+        if (self.transformer is None) == (self.convolution is None):
+            both = "neither" if self.transformer is None else "both"
+            raise ConfigError(f"model: wanted a transformer or a convolution, got {both}; set one of them to null")
+        if self.convolution is not None and (self.space != "pixel" or self.sigma_data is not None):
             raise ConfigError(
-                f"model: the condition decoder writes {self.condition.decoder_width} channels, the transformer reads "
-                f"{self.transformer.width}; make the two widths equal"
+                "model: a convolution is for pixel space and has its own preconditioning; set space to "
+                f'"pixel" and sigma_data to null, got {self.space!r} and {self.sigma_data}'
             )
-        if self.condition_patch % self.transformer.patch:
-            raise ConfigError(
-                f"model: a place of the condition map covers {self.condition_patch} pixels a side of the state; patch "
-                f"must divide that, got {self.transformer.patch}"
-            )
+        if self.transformer is not None:
+            self._check_fit(self.transformer)
         grid = self.grid
         if self.tile % grid or self.overlap % grid or self.tile < 2 * self.overlap:
             raise ConfigError(
@@ -54,10 +58,28 @@ class CoDConfig:
                 "least twice the overlap"
             )
 
+    def _check_fit(self, transformer: TransformerConfig) -> None:
+        if self.condition.decoder_width != transformer.width:
+            raise ConfigError(
+                f"model: the condition decoder writes {self.condition.decoder_width} channels, the transformer reads "
+                f"{transformer.width}; make the two widths equal"
+            )
+        if self.condition_patch % transformer.patch:
+            raise ConfigError(
+                f"model: a place of the condition map covers {self.condition_patch} pixels a side of the state; patch "
+                f"must divide that, got {transformer.patch}"
+            )
+
     @property
     def grid(self) -> int:
         """Picture sides are padded to multiples of this many pixels."""
-        return max(self.condition.stride, CONDITION_STRIDE)
+        finest = 1 if self.convolution is None else self.convolution.grid
+        return max(self.condition.stride, CONDITION_STRIDE, finest)
+
+    @property
+    def channels(self) -> int:
+        """Of a state."""
+        return 3 if self.transformer is None else self.transformer.channels
 
     @property
     def state_stride(self) -> int:
@@ -73,11 +95,17 @@ class CoDConfig:
 class CoD(nn.Module):
     """The foundation model: `condition_codec` makes indices and conditions, `velocity` denoises."""
 
+    transformer: DiffusionTransformer
+    denoiser: ConditionalDenoiser
+
     def __init__(self, config: CoDConfig):
         super().__init__()
         self.config = config
         self.condition_codec = ConditionCodec(config.condition)
-        self.transformer = DiffusionTransformer(config.transformer)
+        if config.transformer is not None:
+            self.transformer = DiffusionTransformer(config.transformer)
+        if config.convolution is not None:
+            self.denoiser = ConditionalDenoiser(config.convolution, config.condition.decoder_width)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Velocity `x_1 - x_0` at state `x` (B, C, H, W) and time `t` (B,), given a condition map.
@@ -88,7 +116,11 @@ class CoD(nn.Module):
         v = c_skip x_t + (s / sqrt V) F(x_t / sqrt V): the network starts at that estimate with targets of unit size,
         and at t = 0 the one-step picture x_0 + v = s F does not have to cancel the noise.
         """
-        return self.velocity_and_tokens(x, t, condition, block=0)[0]
+        if self.config.transformer is not None:
+            return self.velocity_and_tokens(x, t, condition, block=0)[0]
+        # At the very end of the flow nothing is left to remove and the quotient would be 0 / 0.
+        noise = (1 - t).clamp(min=SMALLEST_NOISE)
+        return (self.denoiser.conditional(x, noise, condition) - x) / noise.view(-1, 1, 1, 1)
 
     def velocity_and_tokens(self, x: Tensor, t: Tensor, condition: Tensor, *, block: int) -> tuple[Tensor, Tensor]:
         """The velocity, and the transformer's tokens (B, N, width) after so many of its trunk's blocks."""

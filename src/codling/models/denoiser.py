@@ -1,10 +1,11 @@
 """A convolutional denoiser that corrects the Wiener filter, for coding at few bytes: small, any size, all noise levels.
 
-Most of its work is at coarse resolution, because that is where the information is at the noise levels that few bytes
-reach: states at noise fraction .9 say little about anything finer than sixteen pixels.
+The filter sees the whole picture and does what a linear estimate can; the network adds what its surroundings tell of a
+place, at strides 4 and 8. Coarser strides can be configured; what they cost and brought is in `docs/training.md`.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,19 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codling.errors import ConfigError
+from codling.models.condition_codec import CONDITION_STRIDE
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.nn.convnext import ConvNeXtBlock
+
+# A velocity at less noise than this would be a quotient of rounding errors.
+SMALLEST_NOISE = 1 / 1024
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """widths: channels at strides 4, 8, 16, ... blocks: at each stride on the way down, and again on the way up.
+    """widths: channels at strides 4, 8, ... blocks: at each stride on the way down, and again on the way up.
 
     embedding: width of the embedding of the noise level. tile, overlap: see `codecs.tiling`, in pixels.
     """
 
-    widths: tuple[int, ...] = (64, 128, 224, 352)
-    blocks: tuple[int, ...] = (1, 2, 2, 3)
+    widths: tuple[int, ...] = (64, 128)
+    blocks: tuple[int, ...] = (1, 2)
     embedding: int = 96
     filter: WienerConfig = field(default_factory=WienerConfig)
     tile: int = 1024
@@ -85,25 +90,39 @@ class Denoiser(nn.Module):
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
+    @torch.no_grad()
+    def begin_as(self, prior: "Denoiser") -> None:
+        """Take the weights of a denoiser of the same widths that has no more blocks at any stride: those beyond its own
+        begin as the identity. Raises ConfigError on any other."""
+        ours, theirs = self.config, prior.config
+        if (ours.widths, ours.embedding, ours.filter.knots) != (theirs.widths, theirs.embedding, theirs.filter.knots):
+            raise ConfigError(
+                f"a denoiser of widths {ours.widths} cannot begin as one of widths {theirs.widths} (embedding "
+                f"{ours.embedding}, there {theirs.embedding}; knots {ours.filter.knots}, there {theirs.filter.knots})"
+            )
+        if any(own < their for own, their in zip(ours.blocks, theirs.blocks, strict=True)):
+            raise ConfigError(f"a denoiser of blocks {ours.blocks} cannot begin as one that has more: {theirs.blocks}")
+        self.load_state_dict({**self.state_dict(), **prior.state_dict()})
+
     def _blocks(self, level: int) -> nn.ModuleList:
         config = self.config
         return nn.ModuleList(ConvNeXtBlock(config.widths[level], config.embedding) for _ in range(config.blocks[level]))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, hints: Sequence[Tensor] = ()) -> Tensor:
         """Estimate of x_1 from states x = (1 - noise) x_1 + noise n, (B, 3, H, W) with sides in multiples of `grid`.
 
-        noise: (B,) in (0, 1).
+        noise: (B,) in (0, 1). hints: features added at strides 4, 8, ... on the way down, see `ConditionalDenoiser`.
         """
         with torch.autocast(x.device.type, enabled=False):
             estimate = self.filter(x.float(), noise)
-        correction: Tensor = self.correction(x, estimate, noise)
+        correction: Tensor = self.correction(x, estimate, noise, hints)
         return estimate + self.scale(noise) * correction.float()
 
     def scale(self, noise: Tensor) -> Tensor:
         """Expected size of the filter's error, (B, 1, 1, 1): the unit of the correction."""
         return self.filter.error(noise).sqrt().view(-1, 1, 1, 1)
 
-    def correction(self, x: Tensor, estimate: Tensor, noise: Tensor) -> Tensor:
+    def correction(self, x: Tensor, estimate: Tensor, noise: Tensor, hints: Sequence[Tensor] = ()) -> Tensor:
         """What the network adds to the filter's estimate, in units of `scale`."""
         s = noise.view(-1, 1, 1, 1)
         # Pixels have a variance of about 1/4.
@@ -115,6 +134,8 @@ class Denoiser(nn.Module):
             if level:
                 skips.append(h)
                 h = self.down[level - 1](h)
+            if level < len(hints):
+                h = h + hints[level]
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
         for level in range(len(self.out) - 1, -1, -1):
@@ -123,3 +144,29 @@ class Denoiser(nn.Module):
             if level:
                 h = self.up[level - 1](h) + skips.pop()
         return F.pixel_shuffle(self.last(h), 4)
+
+
+class ConditionalDenoiser(Denoiser):
+    """A denoiser that is given a condition map at stride 16, which it begins without using.
+
+    The map is read at each of the denoiser's strides down to 16: a place of it holds the features of all places that it
+    covers there.
+    """
+
+    def __init__(self, config: DenoiserConfig, width: int):
+        """width: channels of the condition map."""
+        super().__init__(config)
+        spans = (CONDITION_STRIDE // (4 * 2**level) for level in range(len(config.widths)))
+        self.hints = nn.ModuleList(
+            nn.Conv2d(width, channels * span**2, 1) for channels, span in zip(config.widths, spans, strict=True) if span
+        )
+        for hint in self.hints:
+            for parameter in hint.parameters():
+                nn.init.zeros_(parameter)
+
+    def conditional(self, x: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+        """As `forward`, given a condition (B, width, H / 16, W / 16)."""
+        spans = (CONDITION_STRIDE // (4 * 2**level) for level in range(len(self.hints)))
+        hints = [F.pixel_shuffle(hint(condition), span) for hint, span in zip(self.hints, spans, strict=True)]
+        estimate: Tensor = self(x, noise, hints)
+        return estimate

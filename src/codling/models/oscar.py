@@ -61,9 +61,12 @@ class Oscar(nn.Module):
             table.append(RateLevel(stack.stride, stack.codebook_size, 1 - noise, level.depth))
         return tuple(table)
 
-    def restore(self, coarse: Tensor, noise_level: Tensor, noise: Tensor) -> Tensor:
-        """Coarse images (B, 3, H, W) at noise fractions (B,), and standard normal noise like them -> images."""
+    def noisy(self, coarse: Tensor, noise_level: Tensor, noise: Tensor) -> Tensor:
+        """Coarse images (B, 3, H, W), noise fractions (B,), standard normal noise like the images -> states."""
         s = noise_level.view(-1, 1, 1, 1)
-        state = (1 - s) * coarse + self.config.grain * s * noise
+        return (1 - s) * coarse + self.config.grain * s * noise
+
+    def restore(self, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
+        """States (B, 3, H, W) at noise fractions (B,), and the coarse images that are known of them -> images."""
         correction: Tensor = self.denoiser.correction(state, coarse, noise_level)
         return coarse + self.denoiser.scale(noise_level) * correction.float()

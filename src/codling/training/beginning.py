@@ -1,4 +1,4 @@
-"""A run that begins from the weights of a model: by name or directory, if it is of the recipe's kind and shape."""
+"""A run that begins from the weights of a model, by name or directory: all of it, or its denoiser alone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from codling.configuration import differences, to_dict
 from codling.errors import ConfigError
+from codling.models.denoiser import Denoiser
+from codling.models.wiener import fit_spectrum
 from codling.training.run import Run
 from codling.weights.catalogue import CONFIG, model_id, read_config
-from codling.weights.registry import locate
+from codling.weights.registry import load_network, locate
 from codling.weights.store import KINDS, Manifest, load_parts
 
 # Settings that an error names at most.
@@ -35,6 +37,24 @@ def begin(run: Run[Any], model: str) -> None:
     run.engine.together(lambda: locate(model) if run.engine.main else None)
     found = run.engine.together(lambda: read_beginning(run, model))
     run.begin(found.weights, found.origin)
+
+
+def begin_denoiser(denoiser: Denoiser, prior: str, images: list[Tensor]) -> None:
+    """Give a new denoiser the weights of a model, by name or directory, or if that is "" the spectrum of images
+    (3, H, W).
+
+    Raises ConfigError unless the model is a denoiser that this one can begin as, see `Denoiser.begin_as`.
+    """
+    if not prior:
+        denoiser.filter.log_power.copy_(fit_spectrum(images, denoiser.config.filter.knots))
+        return
+    network = load_network(prior, device=torch.device("cpu"))
+    if not isinstance(network, Denoiser):
+        raise ConfigError(f"training: prior {prior!r} is not a denoiser; choose one like diffc-xs")
+    try:
+        denoiser.begin_as(network)
+    except ConfigError as error:
+        raise ConfigError(f"training: prior {prior!r} does not fit: {error}; choose another") from error
 
 
 def read_beginning(run: Run[Any], model: str) -> Beginning:

@@ -1,6 +1,6 @@
 """Training of CoD: condition codec, codebook and diffusion transformer together, in pixel or latent space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError
 from codling.models.autoencoder import Autoencoder, PixelSpace, StableDiffusionVAE
 from codling.models.cod import CoD
+from codling.pictures import to_image_array
 from codling.training.alignment import load_teacher
-from codling.training.averages import CodebookAverage
+from codling.training.averages import CodebookAverage, WeightAverage
+from codling.training.beginning import begin_denoiser
 from codling.training.checkpoint import gathered
 from codling.training.engine import Engine
 from codling.training.recipes import TrainingConfig
@@ -33,7 +35,7 @@ from codling.training.validation import (
 class CoDRun(Run[TrainingConfig]):
     """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
 
-    shape = ("condition", "transformer", "sigma_data", "space")
+    shape = ("condition", "transformer", "convolution", "sigma_data", "space")
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.autoencoder = load_autoencoder(config, device)
@@ -44,9 +46,8 @@ class CoDRun(Run[TrainingConfig]):
         check_weights(config.weights, used)
         torch.manual_seed(config.seed)
         model = CoD(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        shape = config.model.transformer
-        if self.teacher and not 0 < config.align_block <= shape.blocks:
-            raise ConfigError(f"training: align_block must be 1 to {shape.blocks}, got {config.align_block}")
+        if self.teacher:
+            check_alignable(config)
         heads = self._new_heads(config)
         if config.codebook == "average":
             model.condition_codec.quantiser.embedding.requires_grad_(False)
@@ -55,9 +56,9 @@ class CoDRun(Run[TrainingConfig]):
         self._result: StepResult | None = None
 
     def _new_heads(self, config: TrainingConfig) -> Heads:
-        shape = config.model.transformer
+        model = config.model
         return Heads(
-            width=shape.width, channels=shape.channels, patch=config.model.condition_patch,
+            width=model.condition.decoder_width, channels=model.channels, patch=model.condition_patch,
             layers=config.reconstruction_layers, teacher_width=self.teacher.width if self.teacher else None,
         )  # fmt: skip
 
@@ -70,8 +71,19 @@ class CoDRun(Run[TrainingConfig]):
         codec = self.model.condition_codec
         for module in (codec.encoder, codec.decoder):
             module.compile()
+        if self.config.model.transformer is None:
+            self.model.denoiser.correction = torch.compile(self.model.denoiser.correction)
+            return
         transformer = self.model.transformer
         transformer.output_and_tokens = torch.compile(transformer.output_and_tokens)
+
+    def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
+        """A convolution begins as the prior, or else with the pictures' spectrum."""
+        if self.config.model.convolution is None:
+            return
+        images = [torch.from_numpy(to_image_array(picture)) for picture in pictures()]
+        begin_denoiser(self.model.denoiser, self.config.prior, images)
+        self.average = WeightAverage(self.model, self.config.average)
 
     @property
     def embedding(self) -> Tensor:
@@ -200,7 +212,7 @@ class CoDRun(Run[TrainingConfig]):
         """Pictures (n, 3, H, W) grown without guidance from fixed noise."""
         config = model.config
         sides = (side // config.state_stride for side in images.shape[-2:])
-        noise = fixed_noise(torch.Size((len(images), config.transformer.channels, *sides)), device=self.device)
+        noise = fixed_noise(torch.Size((len(images), config.channels, *sides)), device=self.device)
         grid = uniform_grid(steps, last_step=config.last_step)
         pieces = []
         for c, start in zip(condition, noise.split(CHUNK), strict=True):
@@ -222,6 +234,17 @@ class CoDRun(Run[TrainingConfig]):
             return data_from_velocity(x, v, 1 - noise)
 
         return estimate
+
+
+def check_alignable(config: TrainingConfig) -> None:
+    """Raises ConfigError unless there are tokens to align to a teacher's features."""
+    transformer = config.model.transformer
+    if transformer is None:
+        raise ConfigError(
+            "training: a teacher aligns a transformer's tokens, and a convolution has none; set teacher=none"
+        )
+    if not 0 < config.align_block <= transformer.blocks:
+        raise ConfigError(f"training: align_block must be 1 to {transformer.blocks}, got {config.align_block}")
 
 
 def load_autoencoder(config: TrainingConfig, device: torch.device) -> Autoencoder:

@@ -17,8 +17,21 @@ T = TypeVar("T")
 PRECISIONS = {"bfloat16": "bf16-mixed", "float32": "32-true"}
 
 
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device: bfloat16, but float32 on CPUs that have to emulate it, which takes ten times as
+    long or more."""
+    if precision != "auto":
+        return precision
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "float32" if emulated else "bfloat16"
+
+
 class Engine:
-    """One process of one or many. devices: processes on this machine; strategy: how many of them share the work."""
+    """One process of one or many.
+
+    precision: as it was asked for; the attribute is what it means here. devices: processes on this machine; strategy:
+    how many of them share the work.
+    """
 
     def __init__(self, device: torch.device, *, precision: str, devices: int = 1, strategy: Strategy = "ddp"):
         try:
@@ -39,13 +52,14 @@ class Engine:
             if strategy == "fsdp":
                 chosen = ModelParallelStrategy(_shard, data_parallel_size=here * nodes, tensor_parallel_size=1)
         accelerator = "cuda" if device.type == "cuda" else "cpu"
+        self.precision = resolved_precision(precision, device)
         used = [device.index] if device.type == "cuda" and device.index is not None and here == 1 else here
         self.fabric = Fabric(
             accelerator=accelerator,
             devices=used,
             num_nodes=nodes,
             strategy=chosen,
-            precision=PRECISIONS[precision],  # type: ignore[arg-type]
+            precision=PRECISIONS[self.precision],  # type: ignore[arg-type]
         )
         self.world = here * nodes
         self.sharded = self.world > 1 and strategy == "fsdp"

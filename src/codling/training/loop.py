@@ -67,7 +67,8 @@ def train(
         report(f"beginning from the weights of model {run.origin}")
     held_out = engine.together(lambda: held_out_pictures(config))
     source = engine.together(lambda: open_source(config, places=run.places, device=engine.device, state=state))
-    report(f"{source.description}; {sum(p.numel() for p in run.model.parameters()):,} parameters")
+    size = sum(p.numel() for p in run.model.parameters())
+    report(f"{source.description}; {size:,} parameters; {engine.precision}")
     if new and begin_from is None:
         engine.together(lambda: run.prepare(lambda: spectrum_pictures(config, source.pictures(PREPARED_ON))))
     if config.compile:

@@ -10,14 +10,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from codling.errors import ConfigError
-from codling.models.denoiser import Denoiser
 from codling.models.discriminator import Discriminator, hinge_discriminator
 from codling.models.hyper_codec import SAMPLES, Coded
 from codling.models.oscar import Oscar
-from codling.models.wiener import fit_spectrum
 from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
+from codling.training.beginning import begin_denoiser
+from codling.training.distillation import SampledTeacher
 from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
 from codling.training.draws import noise_like, step_generator
 from codling.training.engine import Engine
@@ -26,7 +26,6 @@ from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
 from codling.training.validation import centre_squares, distances, fixed_noise
 from codling.training.walks import Jumps
-from codling.weights.registry import load_network
 
 # Decay of the running mean of each level's error, from which its noise level is taken.
 ERROR_DECAY = 0.99
@@ -54,6 +53,11 @@ class OscarRun(Run[OscarTraining]):
             base = load_estimate(config.distribution_base, device=device)
             self.matching = DistributionMatching(
                 base, name=config.distribution_base, learning_rate=config.fake_learning_rate
+            )
+        self.teacher: SampledTeacher | None = None
+        if config.weights["sampled"] > 0:
+            self.teacher = SampledTeacher.load(
+                config.sampled_from, steps=config.sampled_steps, roughness=config.sampled_roughness, device=device
             )
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
@@ -111,15 +115,7 @@ class OscarRun(Run[OscarTraining]):
         if not images:
             raise ConfigError(f"training: no picture of at least {grid} px a side to begin from; add larger ones")
         self.model.hyper.fit_shortcuts(images)
-        denoiser = self.model.denoiser
-        if self.config.prior:
-            prior = load_network(self.config.prior, device=self.device)
-            if not isinstance(prior, Denoiser) or prior.config != self.config.model.denoiser:
-                raise ConfigError(f"prior {self.config.prior!r} is not a denoiser like model.denoiser; choose another")
-            denoiser.load_state_dict(prior.state_dict())
-        else:
-            spectrum = fit_spectrum([image[0] for image in images], denoiser.config.filter.knots)
-            denoiser.filter.log_power.copy_(spectrum)
+        begin_denoiser(self.model.denoiser, self.config.prior, [image[0] for image in images])
         self.average = WeightAverage(self.model, self.config.average)
 
     def loss(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -175,19 +171,27 @@ class OscarRun(Run[OscarTraining]):
         jumping = [int((place + 1) * config.jump_share) > int(place * config.jump_share) for place in places]
         jumps = torch.tensor(jumping, device=self.device)
 
-        s, coarse = self.model.noise[levels], torch.empty_like(image)
+        s, state, coarse = self.model.noise[levels], torch.empty_like(image), torch.empty_like(image)
         if any(jumping):
             assert self.jumps is not None
             numbers = [(config.seed, self.step, place) for place, jump in zip(places, jumping, strict=True) if jump]
-            coarse[jumps], errors = self.jumps.draw(image[jumps], numbers)
-            s = s.index_put((jumps,), self.model.denoiser.filter.noise_of(errors))
+            state[jumps], coarse[jumps], fractions = self.jumps.draw(image[jumps], numbers)
+            s = s.index_put((jumps,), fractions)
         with self.autocast():
             # One process of many can have jumps alone.
             if not all(jumping):
-                coarse = coarse.index_put((~jumps,), self._coarse(image[~jumps], levels[~jumps]))
-            restored = self.model.restore(coarse, s, noise)
+                tokens = self._coarse(image[~jumps], levels[~jumps])
+                # Samples are made of coarse images: these would move to where they are easily sampled from.
+                tokens = tokens if self.teacher is None else tokens.detach()
+                coarse = coarse.index_put((~jumps,), tokens.to(coarse.dtype))
+                state = state.index_put((~jumps,), self.model.noisy(tokens, s[~jumps], noise[~jumps]).to(state.dtype))
+            restored = self.model.restore(state, coarse, s)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
+        if self.teacher is not None:
+            with self.autocast():
+                sample = self.teacher.sample(state.detach(), s)
+            terms["sampled"] = oscar_terms.squared(restored, sample, self._restored.scale)
         terms |= {name: distance(restored, image) for name, distance in self.perceptual.items()}
         if self.matching is not None:
             level = (LOWEST + (HIGHEST - LOWEST) * torch.rand(config.batch, generator=generator))[places]
@@ -240,7 +244,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
             points = gather(inputs.movedim(1, -1).contiguous()).flatten(0, 2)
             codebook.update(embedding.data, points, gather(indices).flatten(), seed=self.step)
-        self.model.noise.copy_(self.model.denoiser.filter.noise_of(self.errors))
+        self.model.noise.copy_(self.config.noise_share * self.model.denoiser.filter.noise_of(self.errors))
 
     def _embeddings(self) -> list[Tensor]:
         """The codebooks, stack by stack."""
@@ -272,7 +276,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, stride in zip(self.codebooks, self._embeddings(), strides, strict=True):
             codebook.begin(embedding, config.batch * (config.crop // stride) ** 2)
         # The errors that the noise levels were taken from.
-        self.errors = model.denoiser.filter.error(model.noise)
+        self.errors = model.denoiser.filter.error(model.noise / config.noise_share)
 
     def new_model(self) -> nn.Module:
         return Oscar(self.config.model)
@@ -296,12 +300,9 @@ class OscarRun(Run[OscarTraining]):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
         if self.restoring and self.jumps is not None:
-            coarse, errors = self.jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
-            told, noise = model.denoiser.filter.noise_of(errors), fixed_noise(images.shape, device=self.device)
+            drawn = self.jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
             with self.autocast():
-                jumped = [
-                    model.restore(*each) for each in zip(coarse.split(1), told.split(1), noise.split(1), strict=True)
-                ]
+                jumped = [model.restore(*each) for each in zip(*(part.split(1) for part in drawn), strict=True)]
             scores["PSNR of jumps"], scores["SWD of jumps"] = distances(images, torch.cat(jumped).float().clamp(-1, 1))
         return scores, [column[:rows] for column in (images, *decoded)]
 
@@ -313,5 +314,6 @@ class OscarRun(Run[OscarTraining]):
                 for level, indices in enumerate(model.hyper.encode(image, range(len(out)))):
                     coarse = model.hyper.decode(indices, level)
                     s = model.noise[level : level + 1]
-                    out[level].append(model.restore(coarse, s, n) if self.restoring else coarse)
+                    state = model.noisy(coarse, s, n)
+                    out[level].append(model.restore(state, coarse, s) if self.restoring else coarse)
         return [torch.cat(rows).float().clamp(-1, 1) for rows in out]

@@ -36,7 +36,8 @@ class RunConfig:
     learning_rate: after `warmup` steps constant, then linear to zero over the last `decay_share` of the steps, so
         that a run can be lengthened or brought to its end without starting over.
     average: decay of the weight average. clip: largest gradient norm.
-    precision: "bfloat16" (autocast) or "float32". compile: compile the networks (torch.compile).
+    precision: "bfloat16" (autocast), "float32", or "auto", which is bfloat16 unless the CPU has to emulate it.
+    compile: compile the networks (torch.compile).
     log_every, checkpoint_every, validate_every: in steps; None validates at every checkpoint. validation_pictures: how
         many of them at most.
     """
@@ -56,7 +57,7 @@ class RunConfig:
     decay_share: float = 0.2
     average: float = 0.9999
     clip: float = 1.0
-    precision: str = "bfloat16"
+    precision: str = "auto"
     compile: bool = False
     log_every: int = 50
     checkpoint_every: int = 250
@@ -64,8 +65,8 @@ class RunConfig:
     validation_pictures: int = 24
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bfloat16", "float32"):
-            raise ConfigError(f'training: precision must be "bfloat16" or "float32", got {self.precision!r}')
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(f'training: precision must be "auto", "bfloat16" or "float32", got {self.precision!r}')
         if self.keep not in KEEP:
             raise ConfigError(f"training: keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
         for name in ("crop", "batch", "steps", "window", "warmup", "log_every", "checkpoint_every", "validate_every"):
@@ -81,6 +82,8 @@ class TrainingConfig(RunConfig):
 
     null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
         one_step_pass: add the term `one_step`, a second forward pass at t = 0 of every sample (published stage 3).
+    prior: name or directory of the denoiser that the model's convolution begins as, where it has one; "" begins from
+        nothing.
     teacher: whose features are aligned to, see `alignment`. align_block: after how many blocks of the trunk.
     autoencoder: of latent models: a directory in `diffusers` layout, or its name on the hub.
     codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
@@ -97,6 +100,7 @@ class TrainingConfig(RunConfig):
     null_condition: float = 0.1
     one_step_share: float = 0.0
     one_step_pass: bool = False
+    prior: str = ""
     teacher: str = "none"
     align_block: int = 8
     autoencoder: str = ""
@@ -149,7 +153,7 @@ def oscar_weights() -> dict[str, float]:
     return {
         "alignment": 1.0, "commitment": 0.25,
         "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0, "lpips": 0.0, "dists": 0.0, "dists_edges": 0.0,
-        "distribution": 0.0, "adversarial": 0.0,
+        "sampled": 0.0, "distribution": 0.0, "adversarial": 0.0,
     }  # fmt: skip
 
 
@@ -163,15 +167,18 @@ def published_oscar_weights() -> dict[str, float]:
 class OscarTraining(RunConfig):
     """Training of OSCAR.
 
-    prior: name or directory of the denoiser to begin from; "" begins from nothing. restore_from: step from which the
-    denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from: step
-    from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the gradient of
-    its adversarial term; in the published code it does not. level_shares: how often each level is drawn in stage 2, or
+    prior: name or directory of the denoiser that ours begins as; "" begins from nothing. restore_from: step from which
+    the denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from:
+    step from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the
+    gradient of its adversarial term; in the published code it does not. level_shares: how often each level is drawn in
+    stage 2, or
     () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder tells them
     instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose streams
-    these are like, a linear one. distribution_base: name or directory of the model whose
-    distribution restored pictures are moved to, where `weights.distribution` is above 0, see `distribution`;
-    fake_learning_rate: that of the copy of it that learns them.
+    these are like, a linear one. noise_share: the noise fraction of a level, as a share of that at which the filter is
+    expected to err as much as the coarse image. sampled_from: name or directory of the denoiser whose sampling, in
+    `sampled_steps` and with `sampled_roughness`, is distilled where `weights.sampled` is above 0, see `distillation`.
+    distribution_base: name or directory of the model whose distribution restored pictures are moved to, where
+    `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that learns them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -182,6 +189,10 @@ class OscarTraining(RunConfig):
     level_shares: tuple[float, ...] = ()
     jump_share: float = 0.0
     jump_as: str = "linear"
+    noise_share: float = 0.8
+    sampled_from: str = "diffc-xs"
+    sampled_steps: int = 6
+    sampled_roughness: float = 0.1
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     discriminator_learning_rate: float = 2e-4
     distribution_base: str = "diffc-xs"
@@ -208,15 +219,16 @@ def check_crop(crop: int, grid: int) -> None:
         raise ConfigError(f"training: crop {crop} must be a multiple of the model's grid of {grid} px")
 
 
+# The denoiser of diffc-xs has one block at stride 4 and two at stride 8, each way.
+DENOISER_DEEP = DenoiserConfig(blocks=(2, 5))
+
 COD_XS = CoDConfig(
     condition=ConditionCodecConfig(
         stride=16, codebook_size=2048, codebook_width=32, encoder_width=40, decoder_width=160, decoder_blocks=3,
         groups=8, stem_stride=4, shortcut=True,
     ),
-    transformer=TransformerConfig(
-        width=160, heads=5, blocks=4, head_blocks=2, head_width=16, head_mlp_ratio=2, linear_head=True
-    ),
-    sigma_data=0.5,
+    transformer=None,
+    convolution=DENOISER_DEEP,
     tile=768,
     overlap=128,
     steps=4,
@@ -251,8 +263,8 @@ PUBLISHED = {"256": STAGE_256, "512": STAGE_512, "unified": STAGE_UNIFIED}
 
 XS_CODEC = TrainingConfig(
     model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
-    null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
-    denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
+    null_condition=0.0, weight_decay=0.01, prior="diffc-xs", codebook="average", reconstruction_layers=1,
+    quantise_from=300, denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
     weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
 )  # fmt: skip
 XS_FLOW = replace(
@@ -260,18 +272,19 @@ XS_FLOW = replace(
     one_step_share=0.35, quantise_from=0, denoise_from=0, freeze_encoder_from=0,
 )  # fmt: skip
 S_256 = replace(
-    XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2, average=0.999,
-    null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25), validation_pictures=24,
+    XS_CODEC, model=COD_S, prior="", crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2,
+    average=0.999, null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25),
+    validation_pictures=24,
 )  # fmt: skip
 S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
 
 OSCAR_TOKENS = OscarTraining(
-    crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5,
-    average=0.998, weight_decay=0.01,
+    model=OscarConfig(denoiser=DENOISER_DEEP), crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40,
+    restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=12, steps=2450, restore_from=0, learning_rate=8e-4, decay_share=0.68, average=0.995,
-    jump_share=0.34, adversarial_from=1000, weights={**oscar_weights(), "adversarial": 0.5},
+    OSCAR_TOKENS, batch=10, steps=600, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
+    jump_share=0.6, weights={**oscar_weights(), "squared": 0.0, "sampled": 1.0},
 )  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
 # is restored, and the adversary, though its score is in the loss, gives no gradient.

@@ -141,7 +141,10 @@ def cod_step(
     }
     if objective.denoise:
         x = interpolate(draws.noise, state, draws.t)
-        v, tokens = model.velocity_and_tokens(x, draws.t, condition, block=objective.align_block)
+        if teacher_features is None:
+            v = model.velocity(x, draws.t, condition)
+        else:
+            v, tokens = model.velocity_and_tokens(x, draws.t, condition, block=objective.align_block)
         terms["flow"] = F.mse_loss(v.float(), velocity(draws.noise, state))
     if objective.one_step_pass:
         terms["one_step"] = zero
@@ -154,7 +157,7 @@ def cod_step(
         terms["codec_alignment"] = (of_codec * ~draws.null).mean()
         terms["alignment"] = zero
         if objective.denoise:
-            rows = state.shape[-2] // model.config.transformer.patch
+            rows = state.shape[-2] // model.transformer.config.patch
             token_map = tokens.transpose(1, 2).unflatten(2, (rows, -1))
             token_map = F.adaptive_avg_pool2d(token_map, condition.shape[-2:])
             terms["alignment"] = misalignment(heads.tokens(token_map), teacher_features).mean()

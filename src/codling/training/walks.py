@@ -80,8 +80,8 @@ class Walks:
 
 @dataclass(frozen=True)
 class Jumps:
-    """Coarse images as a linear model's streams end with: all steps from noise to some level are taken without a
-    network."""
+    """States as a linear model's streams end with, and their coarse images: all steps from noise to some level are
+    taken without a network."""
 
     walks: Walks
 
@@ -93,19 +93,20 @@ class Jumps:
             raise ConfigError(f"jump_as wants a model whose steps need no network, got {name!r}; use linear")
         return cls(Walks(codec.tables[False], codec.config))
 
-    def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Coarse images of images (B, 3, H, W) in [-1, 1], and their expected squared errors a sample (B,).
+    def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """States of images (B, 3, H, W) in [-1, 1], their coarse images, and their noise fractions (B,).
 
         numbers: that everything random about each is a function of.
         """
-        coarse, errors = [], []
+        chains = []
         for image, number in zip(images.cpu().numpy(), numbers, strict=True):
             walk = self.walks.draw(image, np.random.default_rng(number), gaussian=True)
             while walk.left:
                 walk.step()
-            coarse.append(walk.chain.layout.image(walk.chain.estimate))
-            errors.append(walk.chain.expected_error())
-        return torch.from_numpy(np.stack(coarse)).to(images), torch.tensor(errors).to(images)
+            chains.append(walk.chain)
+        state = torch.cat([chain.sample() for chain in chains])
+        coarse = torch.cat([chain.image_estimate() for chain in chains])
+        return state.to(images), coarse.to(images), torch.tensor([chain.noise for chain in chains]).to(images)
 
 
 def load_diffc(name: str) -> DiffCCodec:

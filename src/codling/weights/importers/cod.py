@@ -131,6 +131,7 @@ def denoiser_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def rename(name: str, config: CoDConfig) -> str:
     """Our name of a published tensor."""
+    assert config.transformer is not None
     trunk = config.transformer.blocks
     if match := re.fullmatch(r"y_embedder\.(encoder|decoder)\.(.*)", name):
         part, rest = match.groups()
