@@ -107,3 +107,13 @@ def test_a_wanted_psnr_is_that_of_the_restored_picture(linear: DiffCCodec, photo
     # Of 8 bits, not of floats.
     assert psnr(payload) > wanted - 0.35
     assert len(payload) < 310
+
+
+def test_what_is_before_the_first_step_is_left_to_the_linear_model(linear: DiffCCodec) -> None:
+    """The network was trained on no such noise."""
+    codec, picture = oscar(linear, tiny_oscar()), image(HEIGHT, WIDTH)
+    first = linear.config.times[0]
+    for noise_level, same in ((first + 20, True), (first, False)):
+        payload = linear.encode(picture, RateTarget(noise_level=noise_level))
+        assert torch.allclose(decoded(codec, payload), decoded(linear, payload), atol=1e-3) == same
+    assert torch.equal(decoded(codec, payload[:1]), decoded(linear, payload[:1]))

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from codling.codecs.backbones import DenoiserBackbone
+from codling.diffusion.guidance import score_scaled
+from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
 from codling.nn.spectral import from_spectrum, to_spectrum
@@ -46,6 +49,18 @@ def test_of_gaussians_samples_are_the_states_scaled_to_the_power_of_pictures(lin
     assert float((errors[2] / wanted.square().mean((1, 2, 3)).sqrt()).max()) < 0.01
     for coarse, fine in itertools.pairwise(errors):
         assert bool((coarse / fine > 3).all())
+
+
+@pytest.mark.parametrize(("noise", "scale"), [(0.5, 0.9), (0.8, 0.92)])
+def test_it_samples_as_the_codec_does(noise: float, scale: float) -> None:
+    """Along the flow from t = 1 - noise to 1, with the score scaled where samples are to be rougher."""
+    network = tiny_oscar().denoiser
+    velocity = score_scaled(DenoiserBackbone(network).velocity(b"", height=32, width=48), scale)
+    state = 0.5 * image(32, 48) + 0.5 * torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        wanted = sampler("adams2")(velocity, state, torch.linspace(1 - noise, 1, 7, dtype=torch.float64))
+    found = SampledTeacher(network, steps=6, roughness=0.2).sample(state, torch.tensor([noise]))
+    assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_the_noise_decides_the_sample() -> None:

@@ -85,6 +85,9 @@ class OscarBackbone:
         return state
 
     def picture(self, chain: Chain) -> Tensor:
+        # Of states with more noise than those that a first step leads to, which it never saw, it makes nothing good.
+        if chain.level > chain.settings.times[0]:
+            return chain.image_estimate()
         grid, (height, width) = self.network.config.grid, chain.state.shape[-2:]
         state, coarse = (pad_to_grid(x.to(self.device), grid) for x in (chain.sample(), chain.image_estimate()))
         image = restored(self.network, state, coarse, torch.tensor(chain.noise, device=self.device))

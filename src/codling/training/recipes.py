@@ -219,16 +219,15 @@ def check_crop(crop: int, grid: int) -> None:
         raise ConfigError(f"training: crop {crop} must be a multiple of the model's grid of {grid} px")
 
 
-# The denoiser of diffc-xs has one block at stride 4 and two at stride 8, each way.
-DENOISER_DEEP = DenoiserConfig(blocks=(2, 5))
-
 COD_XS = CoDConfig(
     condition=ConditionCodecConfig(
         stride=16, codebook_size=2048, codebook_width=32, encoder_width=40, decoder_width=160, decoder_blocks=3,
         groups=8, stem_stride=4, shortcut=True,
     ),
-    transformer=None,
-    convolution=DENOISER_DEEP,
+    transformer=TransformerConfig(
+        width=160, heads=5, blocks=4, head_blocks=2, head_width=16, head_mlp_ratio=2, linear_head=True
+    ),
+    sigma_data=0.5,
     tile=768,
     overlap=128,
     steps=4,
@@ -263,8 +262,8 @@ PUBLISHED = {"256": STAGE_256, "512": STAGE_512, "unified": STAGE_UNIFIED}
 
 XS_CODEC = TrainingConfig(
     model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
-    null_condition=0.0, weight_decay=0.01, prior="diffc-xs", codebook="average", reconstruction_layers=1,
-    quantise_from=300, denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
+    null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
+    denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
     weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
 )  # fmt: skip
 XS_FLOW = replace(
@@ -272,18 +271,20 @@ XS_FLOW = replace(
     one_step_share=0.35, quantise_from=0, denoise_from=0, freeze_encoder_from=0,
 )  # fmt: skip
 S_256 = replace(
-    XS_CODEC, model=COD_S, prior="", crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2,
+    XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2,
     average=0.999, null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25),
     validation_pictures=24,
 )  # fmt: skip
 S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
 
+# The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
+OSCAR_S = OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5)))
 OSCAR_TOKENS = OscarTraining(
-    model=OscarConfig(denoiser=DENOISER_DEEP), crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40,
+    model=OSCAR_S, crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40,
     restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=10, steps=600, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
+    OSCAR_TOKENS, batch=10, steps=690, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
     jump_share=0.6, weights={**oscar_weights(), "squared": 0.0, "sampled": 1.0},
 )  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
