@@ -189,7 +189,7 @@ class OscarTraining(RunConfig):
     level_shares: tuple[float, ...] = ()
     jump_share: float = 0.0
     jump_as: str = "linear"
-    noise_share: float = 0.8
+    noise_share: float = 1.0
     sampled_from: str = "diffc-xs"
     sampled_steps: int = 6
     sampled_roughness: float = 0.1
@@ -277,14 +277,18 @@ S_256 = replace(
 )  # fmt: skip
 S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
 
-# The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
-OSCAR_S = OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5)))
 OSCAR_TOKENS = OscarTraining(
-    model=OSCAR_S, crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40,
-    restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
+    crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5,
+    average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=10, steps=690, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
+    OSCAR_TOKENS, batch=12, steps=2450, restore_from=0, learning_rate=8e-4, decay_share=0.68, average=0.995,
+    adversarial_from=1000, weights={**oscar_weights(), "adversarial": 0.5},
+)  # fmt: skip
+# The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
+OSCAR_D_TOKENS = replace(OSCAR_TOKENS, model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5))), noise_share=0.8)
+OSCAR_D_SAMPLE = replace(
+    OSCAR_D_TOKENS, batch=10, steps=690, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
     jump_share=0.6, weights={**oscar_weights(), "squared": 0.0, "sampled": 1.0},
 )  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
@@ -308,6 +312,8 @@ RECIPES: dict[str, RunConfig] = {
     ),
     "oscar-s-tokens": OSCAR_TOKENS,
     "oscar-s-restore": OSCAR_RESTORE,
+    "oscar-d-tokens": OSCAR_D_TOKENS,
+    "oscar-d-sample": OSCAR_D_SAMPLE,
     "oscar-s-restore-published": OSCAR_PUBLISHED,
 }  # fmt: skip
 
@@ -318,6 +324,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
     "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
     "oscar-s": ("oscar-s-tokens", "oscar-s-restore"),
+    "oscar-d": ("oscar-d-tokens", "oscar-d-sample"),
     "oscar-s-published": ("oscar-s-tokens", "oscar-s-restore-published"),
 }
 
