@@ -112,7 +112,7 @@ def test_oscar_d_makes_texture_in_one_step(photos: list[Path]) -> None:
         smooth = np.asarray(codling.decode(codling.encode(original, model="linear", max_bytes=size)))
         sampled = np.asarray(codling.decode(data))
         assert swd(original, sampled) < 0.85 * swd(original, smooth)
-        assert psnr(original, sampled) > psnr(original, smooth) - 1.6
+        assert psnr(original, sampled) > psnr(original, smooth) - 2.5
     # A file that ends early is a picture too.
     early = np.asarray(codling.decode(data[: len(data) // 4]))
     assert psnr(original, early) > psnr(original, sampled) - 3

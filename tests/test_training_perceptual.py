@@ -106,7 +106,7 @@ def test_what_the_published_objective_sets() -> None:
     assert list(stages) == ["oscar-s-tokens", "oscar-s-restore-published"]
     published = stages["oscar-s-restore-published"]
     changed = {name for name, value in vars(published).items() if value != getattr(OSCAR_RESTORE, name)}
-    assert changed == {"weights", "adversarial_gradient", "adversarial_from", "jump_share"}
+    assert changed == {"weights", "adversarial_gradient", "adversarial_from"}
     second = {name: weight for name, weight in published.weights.items() if name not in ("alignment", "commitment")}  # type: ignore[attr-defined]
     assert {name: weight for name, weight in second.items() if weight} == {
         "pixel": 1.0, "cosine": 2.0, "dists": 1.0, "dists_edges": 1.0, "adversarial": 0.005,

@@ -294,8 +294,7 @@ OSCAR_D_SAMPLE = replace(
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
 # is restored, and the adversary, though its score is in the loss, gives no gradient.
 OSCAR_PUBLISHED = replace(
-    OSCAR_RESTORE, weights=published_oscar_weights(), adversarial_gradient=False, adversarial_from=0, jump_share=0.0,
-    level_shares=(),
+    OSCAR_RESTORE, weights=published_oscar_weights(), adversarial_gradient=False, adversarial_from=0, level_shares=()
 )  # fmt: skip
 
 RECIPES: dict[str, RunConfig] = {
