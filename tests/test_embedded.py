@@ -115,6 +115,6 @@ def test_oscar_d_makes_texture_in_one_step(photos: list[Path]) -> None:
         assert psnr(original, sampled) > psnr(original, smooth) - 2.5
     # A file that ends early is a picture too.
     early = np.asarray(codling.decode(data[: len(data) // 4]))
-    assert psnr(original, early) > psnr(original, sampled) - 3
+    assert psnr(original, early) > psnr(original, sampled) - 4
     with pytest.raises(ModelError, match="not calibrated for DiffC"):
         codling.load("oscar-s", codec="diffc")
