@@ -68,7 +68,7 @@ class Chain:
         if self._estimate is None and self.gaussian:
             self._estimate = self._posterior_mean()
         if self._estimate is None:
-            noise = self.level / LEVELS
+            noise = self.noise
             x = self.seen()
             with torch.inference_mode():
                 v = self.velocity(x, torch.tensor([1 - noise], device=x.device))
