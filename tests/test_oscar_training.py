@@ -122,12 +122,16 @@ def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> Non
         assert torch.allclose((a + b) / 2, both, rtol=1e-3, atol=1e-5)
 
 
-def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(pictures: Path) -> None:
-    """One share is jumps alone, the other has none."""
+@pytest.mark.parametrize("shares", [(0.5, 0.0), (0.25, 0.25), (0.0, 0.5)])
+def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(
+    pictures: Path, shares: tuple[float, float]
+) -> None:
+    """One share is jumps or ends of another model's streams alone, the other has none."""
     batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
 
     def terms(places: range) -> dict[str, float]:
-        run = OscarRun(tiny_run(pictures, jump_share=0.5), CPU)
+        weights = oscar_weights() | {"sliced": 1.0}
+        run = OscarRun(tiny_run(pictures, jump_share=shares[0], finish_share=shares[1], weights=weights), CPU)
         run.model.load_state_dict(tiny_oscar().state_dict())
         run.places = places
         loss, terms = run.loss(batch[list(places)])
@@ -135,7 +139,7 @@ def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(p
         return {name: float(term.detach()) for name, term in terms.items()}
 
     whole, *halves = (terms(places) for places in (range(4), range(0, 4, 2), range(1, 4, 2)))
-    for name in ("squared", "pixel", "cosine"):
+    for name in ("squared", "pixel", "cosine", "sliced"):
         assert np.mean([half[name] for half in halves]) == pytest.approx(whole[name], rel=1e-4), name
 
 
@@ -207,8 +211,13 @@ def test_bad_settings_are_named(pictures: Path) -> None:
         tiny_run(pictures, level_shares=(1.0,))
     with pytest.raises(ConfigError, match="not all 0"):
         tiny_run(pictures, level_shares=(0.0, 0.0, 0.0))
-    with pytest.raises(ConfigError, match="jump_share must be between 0 and 1, got 2"):
-        tiny_run(pictures, jump_share=2.0)
+    for shares in ((2.0, 0.0), (-0.1, 0.5), (0.6, 0.6)):
+        with pytest.raises(ConfigError, match=f"no more than 1 together, got {shares[0]} and {shares[1]}"):
+            tiny_run(pictures, jump_share=shares[0], finish_share=shares[1])
+    with pytest.raises(ConfigError, match="two models, got linear for both"):
+        tiny_run(pictures, finish_as="linear")
+    with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
+        OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as="linear"), CPU)
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="no picture of at least 16 px"):

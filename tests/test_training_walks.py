@@ -8,6 +8,7 @@ import torch
 
 from codling.bitstream.container import CodecId
 from codling.codecs.activity_map import Tables, prior_power
+from codling.codecs.base import RateTarget
 from codling.codecs.chain import Chain
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_encoder import Encoder
@@ -112,7 +113,10 @@ def test_estimates_err_as_expected(linear: DiffCCodec, image: np.ndarray) -> Non
 
 
 def test_jumps_are_drawn_by_their_numbers_and_say_their_noise(image: np.ndarray) -> None:
-    jumps, images = Jumps.of("linear"), torch.from_numpy(image[None, :, :96, :96].copy()).repeat(24, 1, 1, 1)
+    jumps, images = (
+        Jumps.of("linear", device=CPU),
+        torch.from_numpy(image[None, :, :96, :96].copy()).repeat(24, 1, 1, 1),
+    )
     numbers = [(1, 2, place) for place in range(24)]
     drawn = jumps.draw(images, numbers)
     for part, again in zip(drawn, jumps.draw(images[:1], numbers[5:6]), strict=True):
@@ -125,8 +129,22 @@ def test_jumps_are_drawn_by_their_numbers_and_say_their_noise(image: np.ndarray)
     size = rest.square().mean((1, 2, 3)).sqrt() / noise
     assert bool((size > 0.95).all())
     assert bool((size < 1.2).all())
-    with pytest.raises(ConfigError, match="steps need no network"):
-        Jumps.of("diffc-xs")
+
+
+def test_jumps_of_a_denoiser_end_where_its_streams_end(image: np.ndarray) -> None:
+    """One evaluation a step serves all, each walk as if alone; at its end a walk knows as much as a stream tells."""
+    jumps, images = Jumps.of("diffc-xs", device=CPU), torch.from_numpy(image[None, :, :96, :96].copy())
+    numbers = [(1, 2, place) for place in range(6)]
+    state, coarse, noise = jumps.draw(images.repeat(6, 1, 1, 1), numbers)
+    for part, alone in zip((state, coarse, noise), jumps.draw(images, numbers[4:5]), strict=True):
+        assert torch.allclose(part[4], alone[0], atol=1e-3)
+    codec = load("diffc-xs", device=CPU, codec=CodecId.DIFFC)
+    assert isinstance(codec, DiffCCodec)
+    for row in (int(noise.argmin()), int(noise.argmax())):
+        payload = codec.encode(images, RateTarget(noise_level=round(float(noise[row]) * LEVELS)))
+        *_, (chain, _) = codec.walk(payload, height=96, width=96)
+        wanted = (chain.image_estimate() - images).square().mean()
+        assert float((coarse[row] - images).square().mean()) == pytest.approx(float(wanted), rel=0.25)
 
 
 def without_maps(codec: DiffCCodec) -> Tables:

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codling.api import Info, PictureWarning, decode, encode, info, load, preview
+    from codling.api import Info, PictureWarning, decode, encode, info, load, load_finisher, preview
     from codling.errors import CodlingError, ConfigError, FormatError, ImageError, ModelError, RateError
 
 __version__ = "0.1.0"
 
 _ERRORS = ("CodlingError", "ConfigError", "FormatError", "ImageError", "ModelError", "RateError")
-_API = ("Info", "PictureWarning", "decode", "encode", "info", "load", "preview")
+_API = ("Info", "PictureWarning", "decode", "encode", "info", "load", "load_finisher", "preview")
 
 __all__ = [
     "CodlingError",
@@ -29,6 +29,7 @@ __all__ = [
     "encode",
     "info",
     "load",
+    "load_finisher",
     "preview",
 ]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from codling.codecs.base import Codec
+    from codling.codecs.base import Codec, Finisher
 
 
 class PictureWarning(UserWarning):
@@ -119,6 +119,7 @@ def decode(
     sampler: str | None = None,
     seed: int = 0,
     score_scale: float = 1.0,
+    finish: "str | os.PathLike[str] | Finisher | None" = None,
     upto_bytes: int | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
@@ -129,6 +130,8 @@ def decode(
         is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4").
     seed: of the start noise; another seed gives another picture that fits the same bytes.
     score_scale: of DiffC streams decoded with several steps: above 1 smoother, below 1 grainier.
+    finish: of DiffC streams: an OSCAR model, like oscar-s, that makes a picture with texture of what the stream's own
+        model has decoded, in one step more; a name, a directory, or what `load_finisher` returned.
     upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
@@ -136,8 +139,12 @@ def decode(
     """
     from codling.codecs.base import DecodeOptions
 
-    options = DecodeOptions(steps=steps, guidance=guidance, sampler=sampler, seed=seed, score_scale=score_scale)
     stream = unpack(data, max_pixels=max_pixels)
+    if isinstance(finish, str | os.PathLike):
+        finish = load_finisher(finish, device=device)
+    options = DecodeOptions(
+        steps=steps, guidance=guidance, sampler=sampler, seed=seed, score_scale=score_scale, finish=finish
+    )
     if upto_bytes is not None:
         stream = _beginning(stream, upto_bytes)
     codec = _codec_for(stream, model, device)
@@ -220,6 +227,13 @@ def load(
     if wanted not in (None, model.codec_id):
         raise ModelError(f"the model is loaded as codec {model.codec_id.name.lower()}; load it as {codec} instead")
     return model
+
+
+def load_finisher(model: "str | os.PathLike[str]", *, device: str = "auto") -> "Finisher":
+    """A model ready to finish DiffC streams of others, for `decode` to reuse. Raises ModelError unless it can."""
+    from codling.weights.registry import load_finisher as load_from_registry
+
+    return load_from_registry(model, device=torch_device(device))
 
 
 def load_for(stream: Stream, *, model: "str | os.PathLike[str] | Codec | None" = None, device: str = "auto") -> "Codec":

@@ -33,6 +33,10 @@ def command(
     score_scale: Annotated[
         float, typer.Option(help="Of diffc with several steps: above 1 smoother, below 1 grainier.")
     ] = 1.0,
+    finish: Annotated[
+        str | None,
+        typer.Option(help="Of diffc: an OSCAR model like oscar-s adds texture, in one step.", show_default=False),
+    ] = None,
     upto_bytes: Annotated[
         int | None, typer.Option(help="Use only so much of a progressive file's beginning.", show_default=False)
     ] = None,
@@ -51,6 +55,7 @@ def command(
     for job in jobs:
         picture_format(job.target)
     codecs: dict[tuple[int, CodecId], Codec] = {}
+    finisher = None if finish is None else api.load_finisher(finish, device=device)
 
     def work(job: Job) -> dict[str, Any]:
         data = job.source.read_bytes()
@@ -66,6 +71,7 @@ def command(
             sampler=sampler,
             seed=seed,
             score_scale=score_scale,
+            finish=finisher,
             upto_bytes=upto_bytes,
             max_pixels=max_pixels,
         )

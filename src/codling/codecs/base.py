@@ -6,7 +6,16 @@ from typing import Protocol
 from torch import Tensor
 
 from codling.bitstream.container import CodecId
+from codling.codecs.chain import Chain
 from codling.errors import ConfigError, RateError
+
+
+class Finisher(Protocol):
+    """What makes a picture of where a DiffC stream ends, be it of another model."""
+
+    def picture(self, chain: Chain) -> Tensor:
+        """The picture (1, 3, h, w) of a chain of states of pixels, its sides as the chain's."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,7 @@ class DecodeOptions:
     steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
         realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
     seed: of the start noise, 0 to 2^64 - 1. score_scale: of a DiffC stream's probability flow, above 1 smoother.
+    finish: what makes the picture of where a DiffC stream ends, None for the stream's own model.
     """
 
     steps: int | None = None
@@ -23,6 +33,7 @@ class DecodeOptions:
     sampler: str | None = None
     seed: int = 0
     score_scale: float = 1.0
+    finish: Finisher | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -33,6 +44,8 @@ class DecodeOptions:
             raise ConfigError(f"the seed must be between 0 and 2^64 - 1, got {self.seed}")
         if not 0.1 <= self.score_scale <= 10:
             raise ConfigError(f"the score's scale must be between 0.1 and 10, got {self.score_scale}")
+        if self.finish is not None and (self.steps not in (None, 1) or self.sampler or self.score_scale != 1.0):
+            raise ConfigError("what finishes a stream takes one step of its own: leave out steps, sampler, score_scale")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from codling.codecs.tiling import Tile, assemble, batches, blend, pad_to_grid, p
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import VelocityFunction, guided
 from codling.diffusion.samplers import sampler
-from codling.errors import RateError
+from codling.errors import ConfigError, RateError
 from codling.models.autoencoder import Autoencoder, PixelSpace
 from codling.models.cod import CoD
 
@@ -95,6 +95,8 @@ class CoDCodec:
     @torch.inference_mode()
     def sample(self, indices: Tensor, options: DecodeOptions) -> Tensor:
         """Indices (1, h, w) -> state (1, C, H / s, W / s) at t = 1, on the CPU."""
+        if options.finish is not None:
+            raise ConfigError('only DiffC streams can be finished by another model; this one is of codec "cod"')
         config = self.model.config
         height, width = (side * config.condition.stride for side in indices.shape[-2:])
         shape = (config.channels, height // config.state_stride, width // config.state_stride)

@@ -125,9 +125,17 @@ class DiffCCodec:
             return
 
     def finish(self, chain: Chain, *, height: int, width: int, options: DecodeOptions) -> Tensor:
-        """The picture of a chain: its estimate with one step, sampled on from its state with more."""
+        """The picture of a chain: its estimate with one step, sampled on from its state with more.
+
+        Or what `options.finish` makes of it. Raises ConfigError on options that cannot be.
+        """
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
+        if options.finish is not None:
+            if self.backbone.stride != 1:
+                raise ConfigError(f"streams of {self.name} are of latents, and what finishes a stream wants pixels")
+            with torch.inference_mode():
+                return options.finish.picture(chain).float().cpu()[..., :height, :width]
         steps = self.config.steps if options.steps is None else options.steps
         if steps == 1 and options.score_scale == 1.0:
             with torch.inference_mode():

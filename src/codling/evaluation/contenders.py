@@ -153,6 +153,7 @@ class Setting:
             sampler=options.get("sampler"),
             seed=int(options.get("seed", 0)),
             score_scale=float(options.get("score", 1)),
+            finish=options.get("finish"),
         )
 
     def _model(self) -> "Codec":
@@ -166,7 +167,7 @@ def folder_of(label: str) -> str:
 
 # The keys a specification may set, with what turns their text into a value.
 ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
-    "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float,
+    "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float, "finish": str,
     "codec": str, "bytes": int, "bpp": float, "psnr": float, "level": int,
 }  # fmt: skip
 # What `encode` calls the keys that set a rate; a level is DiffC's noise level, but of OSCAR an entry of its table.

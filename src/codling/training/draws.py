@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Its multiples are spread over the interval from 0 to 1 as evenly as can be.
+GOLDEN = 0.6180339887
+
 
 def generator(*key: int, device: torch.device) -> torch.Generator:
     """A generator on a device, seeded by numbers, equal to no other key's."""
@@ -16,6 +19,15 @@ def generator(*key: int, device: torch.device) -> torch.Generator:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """For the small numbers of a whole batch, of which every process takes its places'; on the CPU."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def spread(batch: int) -> list[float]:
+    """For each place of a batch another of the numbers 0, 1 / batch, 2 / batch ..., large and small ones side by side.
+
+    So what is drawn where a number is small is drawn in every process about as often, whatever that costs.
+    """
+    order = sorted(range(batch), key=lambda place: place * GOLDEN % 1)
+    return [order.index(place) / batch for place in range(batch)]
 
 
 def noise_like(image: Tensor, places: Sequence[int], *, seed: int, step: int) -> Tensor:

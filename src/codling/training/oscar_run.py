@@ -19,11 +19,12 @@ from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.beginning import begin_denoiser
 from codling.training.distillation import SampledTeacher
 from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
-from codling.training.draws import noise_like, step_generator
+from codling.training.draws import noise_like, spread, step_generator
 from codling.training.engine import Engine
 from codling.training.perceptual import PERCEPTUAL, load_perceptual
 from codling.training.recipes import OscarTraining, oscar_weights
 from codling.training.run import Run
+from codling.training.sliced import sliced
 from codling.training.validation import centre_squares, distances, fixed_noise
 from codling.training.walks import Jumps
 
@@ -62,7 +63,12 @@ class OscarRun(Run[OscarTraining]):
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
-        self.jumps = Jumps.of(config.jump_as) if config.jump_share else None
+        shares = {config.jump_as: config.jump_share, config.finish_as: config.finish_share}
+        self.jumps = {name: (Jumps.of(name, device=device), share) for name, share in shares.items() if share > 0}
+        if config.jump_as in self.jumps and self.jumps[config.jump_as][0].network is not None:
+            raise ConfigError(
+                f"jump_as wants a model whose steps need no network, got {config.jump_as!r}; use linear, or finish_as"
+            )
         self._coded: list[Coded] = []
         self._restored: oscar_terms.Restored | None = None
         self._probe: Probe | None = None
@@ -167,24 +173,26 @@ class OscarRun(Run[OscarTraining]):
         shares = torch.tensor(config.level_shares or (1.0,) * len(self.errors))
         levels = torch.multinomial(shares, config.batch, replacement=True, generator=generator)[places].to(self.device)
         noise = noise_like(image, places, seed=config.seed, step=self.step)
-        # Evenly spread, as drawing them takes its time in every process.
-        jumping = [int((place + 1) * config.jump_share) > int(place * config.jump_share) for place in places]
-        jumps = torch.tensor(jumping, device=self.device)
-
         s, state, coarse = self.model.noise[levels], torch.empty_like(image), torch.empty_like(image)
-        if any(jumping):
-            assert self.jumps is not None
-            numbers = [(config.seed, self.step, place) for place, jump in zip(places, jumping, strict=True) if jump]
-            state[jumps], coarse[jumps], fractions = self.jumps.draw(image[jumps], numbers)
-            s = s.index_put((jumps,), fractions)
+        told = torch.zeros(len(image), dtype=torch.bool, device=self.device)
+        numbered, begin = spread(config.batch), 0.0
+        for jumps, share in self.jumps.values():
+            end = begin + share
+            chosen = torch.tensor([begin <= numbered[place] < end for place in places], device=self.device)
+            begin = end
+            if not chosen.any():
+                continue
+            numbers = [(config.seed, self.step, places[row]) for row in chosen.nonzero().flatten().tolist()]
+            state[chosen], coarse[chosen], fractions = jumps.draw(image[chosen], numbers)
+            s, told = s.index_put((chosen,), fractions), told | chosen
         with self.autocast():
             # One process of many can have jumps alone.
-            if not all(jumping):
-                tokens = self._coarse(image[~jumps], levels[~jumps])
+            if not told.all():
+                tokens = self._coarse(image[~told], levels[~told])
                 # Samples are made of coarse images: these would move to where they are easily sampled from.
                 tokens = tokens if self.teacher is None else tokens.detach()
-                coarse = coarse.index_put((~jumps,), tokens.to(coarse.dtype))
-                state = state.index_put((~jumps,), self.model.noisy(tokens, s[~jumps], noise[~jumps]).to(state.dtype))
+                coarse = coarse.index_put((~told,), tokens.to(coarse.dtype))
+                state = state.index_put((~told,), self.model.noisy(tokens, s[~told], noise[~told]).to(state.dtype))
             restored = self.model.restore(state, coarse, s)
         self._restored = oscar_terms.Restored(restored, coarse.detach(), self.model.denoiser.scale(s))
         terms = oscar_terms.distances(self._restored, image)
@@ -192,6 +200,8 @@ class OscarRun(Run[OscarTraining]):
             with self.autocast():
                 sample = self.teacher.sample(state.detach(), s)
             terms["sampled"] = oscar_terms.squared(restored, sample, self._restored.scale)
+        if config.weights["sliced"] > 0:
+            terms["sliced"] = sliced(restored.float(), image, step_generator(config.seed + 1, self.step))
         terms |= {name: distance(restored, image) for name, distance in self.perceptual.items()}
         if self.matching is not None:
             level = (LOWEST + (HIGHEST - LOWEST) * torch.rand(config.batch, generator=generator))[places]
@@ -286,7 +296,7 @@ class OscarRun(Run[OscarTraining]):
 
     @torch.no_grad()
     def validate(self, pictures: list[np.ndarray]) -> dict[str, float]:
-        """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2; then of jumps."""
+        """PSNR in dB and SWD of centre squares, a level each: coarse in stage 1, restored in stage 2; then told."""
         return self.examine(pictures, 0)[0]
 
     @torch.no_grad()
@@ -299,11 +309,12 @@ class OscarRun(Run[OscarTraining]):
         for level, row in enumerate(model.levels):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
-        if self.restoring and self.jumps is not None:
-            drawn = self.jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
+        for name, (jumps, _) in self.jumps.items() if self.restoring else ():
+            drawn = jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
             with self.autocast():
                 jumped = [model.restore(*each) for each in zip(*(part.split(1) for part in drawn), strict=True)]
-            scores["PSNR of jumps"], scores["SWD of jumps"] = distances(images, torch.cat(jumped).float().clamp(-1, 1))
+            found = distances(images, torch.cat(jumped).float().clamp(-1, 1))
+            scores[f"PSNR told as by {name}"], scores[f"SWD told as by {name}"] = found
         return scores, [column[:rows] for column in (images, *decoded)]
 
     def _decoded(self, model: Oscar, images: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ from codling.models.denoiser import DenoiserConfig
 from codling.models.discriminator import DiscriminatorConfig
 from codling.models.dit import TransformerConfig
 from codling.models.oscar import OscarConfig
+from codling.swd import SMALLEST_SIDE
 
 KEEP = ("auto", "device", "memory", "stream")
 
@@ -153,7 +154,7 @@ def oscar_weights() -> dict[str, float]:
     return {
         "alignment": 1.0, "commitment": 0.25,
         "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0, "lpips": 0.0, "dists": 0.0, "dists_edges": 0.0,
-        "sampled": 0.0, "distribution": 0.0, "adversarial": 0.0,
+        "sampled": 0.0, "sliced": 0.0, "distribution": 0.0, "adversarial": 0.0,
     }  # fmt: skip
 
 
@@ -171,14 +172,15 @@ class OscarTraining(RunConfig):
     the denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from:
     step from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the
     gradient of its adversarial term; in the published code it does not. level_shares: how often each level is drawn in
-    stage 2, or
-    () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder tells them
-    instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose streams
-    these are like, a linear one. noise_share: the noise fraction of a level, as a share of that at which the filter is
-    expected to err as much as the coarse image. sampled_from: name or directory of the denoiser whose sampling, in
-    `sampled_steps` and with `sampled_roughness`, is distilled where `weights.sampled` is above 0, see `distillation`.
-    distribution_base: name or directory of the model whose distribution restored pictures are moved to, where
-    `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that learns them.
+    stage 2, or () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder
+    tells them instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose
+    streams these are like, a linear one, and with whose tables the model has such streams itself. finish_share,
+    finish_as: the same of the streams of another denoiser, which the model is to finish. noise_share: the noise
+    fraction of a level, as a share of that at which the filter is expected to err as much as the coarse image.
+    sampled_from: name or directory of the denoiser whose sampling, in `sampled_steps` and with `sampled_roughness`, is
+    distilled where `weights.sampled` is above 0, see `distillation`. distribution_base: name or directory of the model
+    whose distribution restored pictures are moved to, where `weights.distribution` is above 0, see `distribution`;
+    fake_learning_rate: that of the copy of it that learns them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -189,6 +191,8 @@ class OscarTraining(RunConfig):
     level_shares: tuple[float, ...] = ()
     jump_share: float = 0.0
     jump_as: str = "linear"
+    finish_share: float = 0.0
+    finish_as: str = "diffc-xs"
     noise_share: float = 1.0
     sampled_from: str = "diffc-xs"
     sampled_steps: int = 6
@@ -209,8 +213,15 @@ class OscarTraining(RunConfig):
             )
         if self.level_shares and not (min(self.level_shares) >= 0 and sum(self.level_shares) > 0):
             raise ConfigError(f"training: level_shares must be 0 or more and not all 0, got {self.level_shares}")
-        if not 0 <= self.jump_share <= 1:
-            raise ConfigError(f"training: jump_share must be between 0 and 1, got {self.jump_share}")
+        if not (min(self.jump_share, self.finish_share) >= 0 and self.jump_share + self.finish_share <= 1):
+            raise ConfigError(
+                "training: jump_share and finish_share must be 0 or more and no more than 1 together, got "
+                f"{self.jump_share} and {self.finish_share}"
+            )
+        if self.jump_as == self.finish_as:
+            raise ConfigError(f"training: jump_as and finish_as must be two models, got {self.jump_as} for both")
+        if self.weights.get("sliced", 0) > 0 and self.crop < 2 * SMALLEST_SIDE:
+            raise ConfigError(f"training: weights.sliced needs a crop of at least {2 * SMALLEST_SIDE}, got {self.crop}")
 
 
 def check_crop(crop: int, grid: int) -> None:

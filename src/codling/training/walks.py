@@ -5,7 +5,7 @@ by the posterior mean, and some say nothing yet, all by the plan of the picture 
 quite these, so training walks: a step's estimate, which the loss is about, is also what the next state is made of. The
 channel coder is not run; what it would say is drawn as it is meant to be distributed.
 
-OSCAR's network sees only where a linear model's walk ends, see `Jumps`.
+OSCAR's network sees only where walks end, see `Jumps`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from codling.codecs.chain import Chain
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.errors import ConfigError
-from codling.weights.registry import load
+from codling.models.denoiser import Denoiser
+from codling.weights.registry import load, load_network
 
 
 class Walk:
@@ -80,33 +81,49 @@ class Walks:
 
 @dataclass(frozen=True)
 class Jumps:
-    """States as a linear model's streams end with, and their coarse images: all steps from noise to some level are
-    taken without a network."""
+    """States as a model's streams end with, and their coarse images: all steps from noise to some level are taken.
+
+    network: whose estimates they are taken by, None for those of the tables alone.
+    """
 
     walks: Walks
+    network: Denoiser | None
 
     @classmethod
-    def of(cls, name: str) -> "Jumps":
-        """As those of a model, by name or directory. Raises ConfigError unless its estimates need no network."""
-        codec = load_diffc(name)
-        if not codec.backbone.gaussian:
-            raise ConfigError(f"jump_as wants a model whose steps need no network, got {name!r}; use linear")
-        return cls(Walks(codec.tables[False], codec.config))
+    def of(cls, name: str, *, device: torch.device) -> "Jumps":
+        """As those of a model, by name or directory. Raises ConfigError if DiffC has no streams of it in pixels."""
+        walks, network = Walks.of(name), load_network(name, device=device)
+        return cls(walks, network.eval().requires_grad_(False) if isinstance(network, Denoiser) else None)
 
+    @torch.no_grad()
     def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         """States of images (B, 3, H, W) in [-1, 1], their coarse images, and their noise fractions (B,).
 
         numbers: that everything random about each is a function of.
         """
-        chains = []
-        for image, number in zip(images.cpu().numpy(), numbers, strict=True):
-            walk = self.walks.draw(image, np.random.default_rng(number), gaussian=True)
-            while walk.left:
+        walks = [
+            self.walks.draw(image, np.random.default_rng(number), gaussian=self.network is None)
+            for image, number in zip(images.cpu().numpy(), numbers, strict=True)
+        ]
+        active = walks
+        while active:
+            self._estimate([walk.chain for walk in active], images.device)
+            active = [walk for walk in active if walk.left]
+            for walk in active:
                 walk.step()
-            chains.append(walk.chain)
+        chains = [walk.chain for walk in walks]
         state = torch.cat([chain.sample() for chain in chains])
         coarse = torch.cat([chain.image_estimate() for chain in chains])
         return state.to(images), coarse.to(images), torch.tensor([chain.noise for chain in chains]).to(images)
+
+    def _estimate(self, chains: list[Chain], device: torch.device) -> None:
+        """One evaluation of the network for all."""
+        if self.network is None:
+            return
+        level = torch.tensor([chain.noise for chain in chains], device=device)
+        found = self.network(torch.cat([chain.seen() for chain in chains]).to(device), level)
+        for chain, estimate in zip(chains, found.float().cpu().numpy(), strict=True):
+            chain.estimate = estimate
 
 
 def load_diffc(name: str) -> DiffCCodec:

@@ -53,6 +53,15 @@ def load_network(name_or_directory: str, *, device: torch.device) -> Model:
     return load_parts(locate(name_or_directory)[1], device=device).model
 
 
+def load_finisher(name_or_directory: str | os.PathLike[str], *, device: torch.device) -> OscarBackbone:
+    """A model as what finishes DiffC streams of other models. Raises ModelError unless it is an OSCAR in pixels."""
+    name, directory = locate(name_or_directory)
+    network = load_parts(directory, device=device).model
+    if not isinstance(network, Oscar):
+        raise ModelError(f"model {name} cannot finish streams of other models; choose an OSCAR in pixels like oscar-s")
+    return OscarBackbone(network)
+
+
 def load_by_id(model_id: int, *, device: torch.device, codec: CodecId) -> Codec:
     """The model that a stream names, for the codec it names."""
     entry = find_id(model_id)
