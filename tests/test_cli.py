@@ -180,7 +180,7 @@ def test_any_rate_cut_and_preview(folder: Path) -> None:
     source, coded = folder / "in" / "a.png", folder / "a.roe"
     assert run("encode", source, "-o", coded, "-m", "linear", "--max-bytes", 150).returncode == 0
     assert coded.stat().st_size == 150
-    for arguments in ((), ("--upto-bytes", 60), ("--steps", 4, "--score-scale", 1.2)):
+    for arguments in ((), ("--upto-bytes", 60), ("--steps", 4, "--score-scale", 1.2), ("--finish", "oscar-s")):
         done = run("decode", coded, "-o", folder / "a.png", "--force", *arguments)
         assert done.returncode == 0, done.stderr
         assert Image.open(folder / "a.png").size == (47, 33)
@@ -193,6 +193,7 @@ def test_any_rate_cut_and_preview(folder: Path) -> None:
     for arguments, said in (
         (("preview", coded, "-o", folder / "a.pdf"), "unknown suffix"),
         (("decode", coded, "-o", folder / "b.png", "--upto-bytes", 5), "header takes 10 bytes"),
+        (("decode", coded, "-o", folder / "b.png", "--finish", "linear"), "model linear cannot finish streams"),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--max-bytes", 8), "header of this picture's file"),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--codec", "cod"), "has no codec cod"),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--bpp", 1, "--psnr", 20), "one rate target"),

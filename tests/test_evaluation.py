@@ -23,7 +23,9 @@ from codling.evaluation.patches import patch_distances, patches
 from codling.evaluation.report import build
 from codling.evaluation.runner import Results, pictures_in, run
 from codling.evaluation.summary import bd_rate, bd_rates, interval, read, read_published, summarise, write
+from codling.weights.store import Parts, save_model
 from tests.test_metrics import photograph
+from tests.tiny_oscar import tiny_oscar
 
 METRICS = ("psnr", "ms-ssim", "swd")
 
@@ -389,3 +391,21 @@ def test_models_of_any_rate_are_one_curve(tmp_path: Path) -> None:
     data = settings[0].encode(tmp_path / "a.png")
     assert len(data) == 60
     assert settings[0].decode(data).size == (90, 70)
+
+
+def test_who_finishes_is_part_of_a_setting(tmp_path: Path) -> None:
+    """Another finisher is another picture, so nothing that was measured with the first is taken for it."""
+    network = tiny_oscar()
+    for name in ("o0", "o1"):
+        save_model(tmp_path / name, Parts(network))
+        network.denoiser.last.weight.data.mul_(2)
+    spec = f"linear:bytes=90:finish={tmp_path / 'o0'},{tmp_path / 'o1'}"
+    plain, (one, other) = parse_spec("linear:bytes=90")[0], parse_spec(spec)
+    assert len({setting.folder for setting in (plain, one, other)}) == 3
+    assert len({setting.fingerprint() for setting in (plain, one, other)}) == 3
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "a.png")
+    data = one.encode(tmp_path / "a.png")
+    assert data == plain.encode(tmp_path / "a.png")
+    pictures = [np.asarray(setting.decode(data)) for setting in (plain, one, other)]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])

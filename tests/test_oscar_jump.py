@@ -8,6 +8,7 @@ from PIL import Image
 
 import codling
 from codling.bitstream.container import CodecId
+from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.oscar_pixel import OscarBackbone, restored
@@ -33,6 +34,12 @@ def network_codec() -> DiffCCodec:
     codec = load("diffc-xs", device=CPU, codec=CodecId.DIFFC)
     assert isinstance(codec, DiffCCodec)
     return codec
+
+
+class Latents(DenoiserBackbone):
+    """Says that its states are not pixels."""
+
+    stride = 8
 
 
 def oscar(linear: DiffCCodec, network: Oscar) -> DiffCCodec:
@@ -73,17 +80,23 @@ def test_a_stream_of_another_model_is_finished(network_codec: DiffCCodec) -> Non
         wanted = finisher.picture(chain)[..., :HEIGHT, :WIDTH]
     assert torch.allclose(found, wanted, atol=1e-4)
     assert not torch.allclose(found, decoded(network_codec, payload), atol=1e-2)
-    # Any beginning, too, and one with nothing but the header.
-    for end in (0, 1, 50):
+    # Any beginning, too; of one that tells nothing yet the picture stays as it is.
+    for end, same in ((0, True), (1, True), (60, False)):
         early = network_codec.decode(payload[:end], height=HEIGHT, width=WIDTH, options=DecodeOptions(finish=finisher))
-        assert early.shape == found.shape
-        assert bool(early.isfinite().all())
+        assert torch.equal(early, decoded(network_codec, payload[:end])) == same
 
 
 def test_what_cannot_be_finished_says_so(network_codec: DiffCCodec, photos: list[Path]) -> None:
     finisher = OscarBackbone(tiny_oscar())
-    with pytest.raises(ConfigError, match="leave out steps"):
-        DecodeOptions(steps=4, finish=finisher)
+    for options in ({"steps": 4}, {"guidance": 2.0}, {"sampler": "heun"}, {"score_scale": 1.2}):
+        with pytest.raises(ConfigError, match="leave out steps, guidance"):
+            DecodeOptions(finish=finisher, **options)  # type: ignore[arg-type]
+    latents = DiffCCodec(
+        Latents(network_codec.backbone.model),  # type: ignore[attr-defined]
+        network_codec.config, network_codec.tables, name="latents", model_id=2,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"streams of latents are of latents.*leave out finish"):
+        latents.decode(b"", height=64, width=64, options=DecodeOptions(finish=finisher))
     picture = Image.open(photos[0]).crop((0, 0, 48, 40))
     for model, extra in (("cod-xs", {}), ("oscar-s", {"level": 1})):
         data = codling.encode(picture, model=model, **extra)  # type: ignore[arg-type]

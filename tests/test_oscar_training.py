@@ -1,5 +1,6 @@
 """Training of our own OSCAR: what each stage trains, exact resume, shared batches, the adversary, and its export."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import codling
 from codling.errors import ConfigError, RateError
 from codling.models.hyper_codec import HyperCodecConfig, Stack
 from codling.models.oscar import OscarConfig
+from codling.training.draws import spread
 from codling.training.engine import Engine
-from codling.training.export import export_run
+from codling.training.export import export_run, oscar_parts
 from codling.training.log import LOG, read
 from codling.training.loop import CHECKPOINT, train
 from codling.training.oscar_run import OscarRun
@@ -122,6 +124,23 @@ def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> Non
         assert torch.allclose((a + b) / 2, both, rtol=1e-3, atol=1e-5)
 
 
+def test_every_share_of_the_smallest_batch_has_its_turn() -> None:
+    """On average over steps, and evenly over processes' halves of a larger one."""
+    numbers = np.array([spread(2, seed=3, step=step) for step in range(400)])
+    assert np.abs((numbers < 0.3).mean() - 0.3) < 0.04
+    assert np.allclose(np.abs(numbers[:, 0] - numbers[:, 1]), 0.5)
+    low = np.array(spread(16, seed=0, step=5)) < 0.5
+    assert low.sum() == 8 and abs(int(low[:8].sum()) - 4) <= 1
+
+
+def test_validation_scores_what_is_told_and_what_is_finished(pictures: Path) -> None:
+    run = OscarRun(tiny_run(pictures, jump_share=0.3, finish_share=0.3, crop=48), CPU)
+    run.step = run.config.restore_from
+    scores = run.validate([noise_picture(64, 64, seed=seed) for seed in range(2)])
+    for name in ("linear", "diffc-xs"):
+        assert np.isfinite(scores[f"PSNR told as by {name}"]) and scores[f"SWD told as by {name}"] > 0
+
+
 @pytest.mark.parametrize("shares", [(0.5, 0.0), (0.25, 0.25), (0.0, 0.5)])
 def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(
     pictures: Path, shares: tuple[float, float]
@@ -129,16 +148,19 @@ def test_shares_of_a_batch_with_and_without_tokens_have_the_terms_of_the_whole(
     """One share is jumps or ends of another model's streams alone, the other has none."""
     batch = torch.cat([image(48, 48, seed=seed) for seed in range(4)])
 
-    def terms(places: range) -> dict[str, float]:
+    def terms(places: Sequence[int]) -> dict[str, float]:
         weights = oscar_weights() | {"sliced": 1.0}
         run = OscarRun(tiny_run(pictures, jump_share=shares[0], finish_share=shares[1], weights=weights), CPU)
         run.model.load_state_dict(tiny_oscar().state_dict())
-        run.places = places
+        run.places = places  # type: ignore[assignment]
         loss, terms = run.loss(batch[list(places)])
         loss.backward()
         return {name: float(term.detach()) for name, term in terms.items()}
 
-    whole, *halves = (terms(places) for places in (range(4), range(0, 4, 2), range(1, 4, 2)))
+    numbers = spread(4, seed=0, step=0)
+    split = [[place for place in range(4) if (numbers[place] < 0.5) == told] for told in (True, False)]
+    assert [len(places) for places in split] == [2, 2]
+    whole, *halves = (terms(places) for places in (range(4), *split))
     for name in ("squared", "pixel", "cosine", "sliced"):
         assert np.mean([half[name] for half in halves]) == pytest.approx(whole[name], rel=1e-4), name
 
@@ -215,9 +237,13 @@ def test_bad_settings_are_named(pictures: Path) -> None:
         with pytest.raises(ConfigError, match=f"no more than 1 together, got {shares[0]} and {shares[1]}"):
             tiny_run(pictures, jump_share=shares[0], finish_share=shares[1])
     with pytest.raises(ConfigError, match="two models, got linear for both"):
-        tiny_run(pictures, finish_as="linear")
+        tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as="linear")
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
         OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as="linear"), CPU)
+    with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
+        oscar_parts(OscarRun(tiny_run(pictures, jump_as="diffc-xs"), CPU), tiny_oscar(), 1)
+    with pytest.raises(ConfigError, match="a denoiser of pixels without a condition, got 'cod-xs'"):
+        OscarRun(tiny_run(pictures, finish_share=0.5, finish_as="cod-xs"), CPU)
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="no picture of at least 16 px"):

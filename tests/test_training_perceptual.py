@@ -106,11 +106,11 @@ def test_what_the_published_objective_sets() -> None:
     assert list(stages) == ["oscar-s-tokens", "oscar-s-restore-published"]
     published = stages["oscar-s-restore-published"]
     changed = {name for name, value in vars(published).items() if value != getattr(OSCAR_RESTORE, name)}
-    assert changed == {"weights", "adversarial_gradient", "adversarial_from"}
+    assert changed == {"weights", "adversarial_gradient", "jump_share", "finish_share"}
     second = {name: weight for name, weight in published.weights.items() if name not in ("alignment", "commitment")}  # type: ignore[attr-defined]
     assert {name: weight for name, weight in second.items() if weight} == {
         "pixel": 1.0, "cosine": 2.0, "dists": 1.0, "dists_edges": 1.0, "adversarial": 0.005,
     }  # fmt: skip
     assert published.adversarial_gradient is False  # type: ignore[attr-defined]
     assert published.adversarial_from == 0  # type: ignore[attr-defined]
-    assert published.jump_share == 0 and published.level_shares == ()  # type: ignore[attr-defined]
+    assert published.jump_share == published.finish_share == 0 and published.level_shares == ()  # type: ignore[attr-defined]

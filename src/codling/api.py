@@ -135,7 +135,8 @@ def decode(
     upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
-    Raises FormatError if the bytes are not a whole, undamaged file, and ModelError if they need another model.
+    Raises FormatError if the bytes are not a whole, undamaged file, ModelError if they need another model or `finish`
+    is none that can, and ConfigError on options that do not go together.
     """
     from codling.codecs.base import DecodeOptions
 

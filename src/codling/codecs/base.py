@@ -44,8 +44,12 @@ class DecodeOptions:
             raise ConfigError(f"the seed must be between 0 and 2^64 - 1, got {self.seed}")
         if not 0.1 <= self.score_scale <= 10:
             raise ConfigError(f"the score's scale must be between 0.1 and 10, got {self.score_scale}")
-        if self.finish is not None and (self.steps not in (None, 1) or self.sampler or self.score_scale != 1.0):
-            raise ConfigError("what finishes a stream takes one step of its own: leave out steps, sampler, score_scale")
+        if self.finish is not None and (
+            self.steps not in (None, 1) or self.guidance not in (None, 1.0) or self.sampler or self.score_scale != 1.0
+        ):
+            raise ConfigError(
+                "what finishes a stream takes one step of its own: leave out steps, guidance, sampler and score_scale"
+            )
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,12 @@ class CoDCodec:
         return torch.from_numpy(decode_indices(payload, shape, book, self.index_model))[None]
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
-        """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right."""
+        """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
+
+        ConfigError if another model is to finish it: there is no noisy state that the bytes end with.
+        """
+        if options.finish is not None:
+            raise ConfigError('only DiffC streams can be finished by another model; this one is of codec "cod"')
         state = self.sample(self.decode_indices(payload, height=height, width=width), options)
         with torch.inference_mode():
             image = self.autoencoder.decode(state.to(self.device)).float().cpu()
@@ -95,8 +100,6 @@ class CoDCodec:
     @torch.inference_mode()
     def sample(self, indices: Tensor, options: DecodeOptions) -> Tensor:
         """Indices (1, h, w) -> state (1, C, H / s, W / s) at t = 1, on the CPU."""
-        if options.finish is not None:
-            raise ConfigError('only DiffC streams can be finished by another model; this one is of codec "cod"')
         config = self.model.config
         height, width = (side * config.condition.stride for side in indices.shape[-2:])
         shape = (config.channels, height // config.state_stride, width // config.state_stride)

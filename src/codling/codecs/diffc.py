@@ -76,6 +76,7 @@ class DiffCCodec:
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload, or its beginning -> image (1, 3, height, width). Raises FormatError if it cannot be right."""
+        self._check(options)
         *_, (chain, _) = self.walk(payload, height=height, width=width)
         return self.finish(chain, height=height, width=width, options=options)
 
@@ -129,11 +130,8 @@ class DiffCCodec:
 
         Or what `options.finish` makes of it. Raises ConfigError on options that cannot be.
         """
-        if options.guidance not in (None, 1.0):
-            raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
+        self._check(options)
         if options.finish is not None:
-            if self.backbone.stride != 1:
-                raise ConfigError(f"streams of {self.name} are of latents, and what finishes a stream wants pixels")
             with torch.inference_mode():
                 return options.finish.picture(chain).float().cpu()[..., :height, :width]
         steps = self.config.steps if options.steps is None else options.steps
@@ -145,6 +143,15 @@ class DiffCCodec:
         with torch.inference_mode():
             state = sampler(options.sampler or self.config.sampler)(velocity, chain.sample(), grid)
             return self.backbone.to_image(state.to(self.backbone.device)).float().cpu()[..., :height, :width]
+
+    def _check(self, options: DecodeOptions) -> None:
+        """Raises ConfigError on options that a stream of this model cannot be decoded with."""
+        if options.guidance not in (None, 1.0):
+            raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
+        if options.finish is not None and self.backbone.stride != 1:
+            raise ConfigError(
+                f"streams of {self.name} are of latents, and what finishes a stream wants pixels; leave out finish"
+            )
 
     def start(
         self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None

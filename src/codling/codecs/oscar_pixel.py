@@ -58,7 +58,7 @@ class PixelOscar:
 
 class OscarBackbone:
     """An `Oscar` network as a DiffC model: the channel coder tells a noisy state as with a linear model; the network
-    makes a picture of it in one step."""
+    makes a picture of it in one step. So it can finish streams of other models in pixels, too."""
 
     channels, stride, grid, conditional, gaussian = 3, 1, 1, False, True
 

@@ -4,6 +4,7 @@ A specification is `NAME[/FACTOR][:KEY=VALUE,VALUE...]...`; every combination of
 
     cod-xs:steps=1,25       a model of `codling models` (or the path of one) decoded with 1 and with 25 steps
     diffc-xs:bytes=250,500  a model of any rate at two budgets; bpp=, psnr= and level= work too
+    diffc-xs:bytes=800:finish=oscar-s       finished in one step by another model
     cod-xs:codec=diffc:bpp=0.1,0.3
     avif:quality=0,20,40    AVIF at three qualities
     compressai-mbt2018-mean:quality=1,2     a model of CompressAI's zoo, where that is installed
@@ -30,10 +31,10 @@ from codling.bitstream.container import CodecId
 from codling.configuration import suggest
 from codling.errors import ConfigError, FormatError
 from codling.evaluation import learned
-from codling.weights.catalogue import entries
+from codling.weights.catalogue import entries, model_id, read_config
 
 if TYPE_CHECKING:
-    from codling.codecs.base import Codec
+    from codling.codecs.base import Codec, Finisher
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Setting:
         if self.name.startswith(learned.PREFIX):
             return f"compressai {distribution_version('compressai')}"
         if self.name not in CLASSICAL:
-            return f"{self._model().model_id:06x}"
+            finish = dict(self.options).get("finish")
+            return f"{self._model().model_id:06x}" + ("" if finish is None else f", finished by {_id(finish):06x}")
         library = {"avif": "avif", "webp": "webp", "jpeg": "libjpeg_turbo"}.get(self.name)
         version = features.version(library) if library else distribution_version("pillow-jxl-plugin")
         return f"Pillow {PIL.__version__}, {self.name} {version}"
@@ -153,7 +155,7 @@ class Setting:
             sampler=options.get("sampler"),
             seed=int(options.get("seed", 0)),
             score_scale=float(options.get("score", 1)),
-            finish=options.get("finish"),
+            finish=_finisher(options["finish"]) if "finish" in options else None,
         )
 
     def _model(self) -> "Codec":
@@ -232,6 +234,19 @@ def _shrink(picture: Image.Image, factor: int, excess: tuple[int, int]) -> Image
     padded = np.pad(np.asarray(picture), ((0, excess[1]), (0, excess[0]), (0, 0)), mode="edge")
     height, width = padded.shape[:2]
     return Image.fromarray(padded).resize((width // factor, height // factor), Image.Resampling.LANCZOS)
+
+
+def _id(name: str) -> int:
+    """The id of a model that need not be loaded for it."""
+    from codling.weights.registry import locate
+
+    return model_id(read_config(locate(name)[1]))
+
+
+@lru_cache(maxsize=1)
+def _finisher(name: str) -> "Finisher":
+    """What finishes streams, kept as the model is."""
+    return api.load_finisher(name)
 
 
 @lru_cache(maxsize=1)

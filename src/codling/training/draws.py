@@ -21,13 +21,15 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
-def spread(batch: int) -> list[float]:
-    """For each place of a batch another of the numbers 0, 1 / batch, 2 / batch ..., large and small ones side by side.
+def spread(batch: int, *, seed: int, step: int) -> list[float]:
+    """For each place of a batch a number in [0, 1), 1 / batch apart in some order, large and small ones side by side.
 
-    So what is drawn where a number is small is drawn in every process about as often, whatever that costs.
+    So what is drawn where a number is small is drawn in every process about as often, whatever that costs. All are
+    shifted from step to step: a small share of a small batch has its turn.
     """
+    shift = float(torch.rand((), generator=step_generator(seed + 2, step)))
     order = sorted(range(batch), key=lambda place: place * GOLDEN % 1)
-    return [order.index(place) / batch for place in range(batch)]
+    return [(order.index(place) / batch + shift) % 1 for place in range(batch)]
 
 
 def noise_like(image: Tensor, places: Sequence[int], *, seed: int, step: int) -> Tensor:

@@ -21,7 +21,7 @@ from codling.pictures import to_image_array
 from codling.training.data import load_pictures
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
-from codling.training.walks import Walks
+from codling.training.walks import Jumps
 from codling.weights.catalogue import Precision
 from codling.weights.packing import unpack
 from codling.weights.store import Manifest, Parts, save_model, stored_weights
@@ -95,7 +95,7 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
     )
-    steps = Walks.of(run.config.jump_as)
+    steps = Jumps.of(run.config.jump_as, device=torch.device("cpu"), linear=True).walks
     return Parts(model, index_models=tuple(tables), error_tables={False: steps.tables}, diffc=steps.settings)
 
 

@@ -63,12 +63,11 @@ class OscarRun(Run[OscarTraining]):
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
-        shares = {config.jump_as: config.jump_share, config.finish_as: config.finish_share}
-        self.jumps = {name: (Jumps.of(name, device=device), share) for name, share in shares.items() if share > 0}
-        if config.jump_as in self.jumps and self.jumps[config.jump_as][0].network is not None:
-            raise ConfigError(
-                f"jump_as wants a model whose steps need no network, got {config.jump_as!r}; use linear, or finish_as"
-            )
+        self.jumps: dict[str, tuple[Jumps, float]] = {}
+        if config.jump_share:
+            self.jumps[config.jump_as] = Jumps.of(config.jump_as, device=device, linear=True), config.jump_share
+        if config.finish_share:
+            self.jumps[config.finish_as] = Jumps.of(config.finish_as, device=device), config.finish_share
         self._coded: list[Coded] = []
         self._restored: oscar_terms.Restored | None = None
         self._probe: Probe | None = None
@@ -175,7 +174,7 @@ class OscarRun(Run[OscarTraining]):
         noise = noise_like(image, places, seed=config.seed, step=self.step)
         s, state, coarse = self.model.noise[levels], torch.empty_like(image), torch.empty_like(image)
         told = torch.zeros(len(image), dtype=torch.bool, device=self.device)
-        numbered, begin = spread(config.batch), 0.0
+        numbered, begin = spread(config.batch, seed=config.seed, step=self.step), 0.0
         for jumps, share in self.jumps.values():
             end = begin + share
             chosen = torch.tensor([begin <= numbered[place] < end for place in places], device=self.device)
@@ -183,7 +182,8 @@ class OscarRun(Run[OscarTraining]):
             if not chosen.any():
                 continue
             numbers = [(config.seed, self.step, places[row]) for row in chosen.nonzero().flatten().tolist()]
-            state[chosen], coarse[chosen], fractions = jumps.draw(image[chosen], numbers)
+            with self.autocast():
+                state[chosen], coarse[chosen], fractions = jumps.draw(image[chosen], numbers)
             s, told = s.index_put((chosen,), fractions), told | chosen
         with self.autocast():
             # One process of many can have jumps alone.
@@ -310,8 +310,8 @@ class OscarRun(Run[OscarTraining]):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
         for name, (jumps, _) in self.jumps.items() if self.restoring else ():
-            drawn = jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
             with self.autocast():
+                drawn = jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
                 jumped = [model.restore(*each) for each in zip(*(part.split(1) for part in drawn), strict=True)]
             found = distances(images, torch.cat(jumped).float().clamp(-1, 1))
             scores[f"PSNR told as by {name}"], scores[f"SWD told as by {name}"] = found

@@ -218,7 +218,7 @@ class OscarTraining(RunConfig):
                 "training: jump_share and finish_share must be 0 or more and no more than 1 together, got "
                 f"{self.jump_share} and {self.finish_share}"
             )
-        if self.jump_as == self.finish_as:
+        if self.jump_as == self.finish_as and min(self.jump_share, self.finish_share) > 0:
             raise ConfigError(f"training: jump_as and finish_as must be two models, got {self.jump_as} for both")
         if self.weights.get("sliced", 0) > 0 and self.crop < 2 * SMALLEST_SIDE:
             raise ConfigError(f"training: weights.sliced needs a crop of at least {2 * SMALLEST_SIDE}, got {self.crop}")
@@ -288,24 +288,20 @@ S_256 = replace(
 )  # fmt: skip
 S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
 
+# The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
 OSCAR_TOKENS = OscarTraining(
-    crop=256, scales=(0.85, 1.7), batch=16, steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5,
-    average=0.998, weight_decay=0.01,
+    model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5))), crop=256, scales=(0.85, 1.7), batch=16, steps=900,
+    warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
+    noise_share=0.8,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=12, steps=2450, restore_from=0, learning_rate=8e-4, decay_share=0.68, average=0.995,
-    adversarial_from=1000, weights={**oscar_weights(), "adversarial": 0.5},
-)  # fmt: skip
-# The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
-OSCAR_D_TOKENS = replace(OSCAR_TOKENS, model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5))), noise_share=0.8)
-OSCAR_D_SAMPLE = replace(
-    OSCAR_D_TOKENS, batch=10, steps=690, restore_from=0, learning_rate=1e-3, warmup=60, decay_share=0.6, average=0.995,
-    jump_share=0.6, weights={**oscar_weights(), "squared": 0.0, "sampled": 1.0},
+    OSCAR_TOKENS, batch=10, steps=1460, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,
+    jump_share=0.5, finish_share=0.2, weights={**oscar_weights(), "squared": 0.5, "sliced": 20.0},
 )  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
 # is restored, and the adversary, though its score is in the loss, gives no gradient.
 OSCAR_PUBLISHED = replace(
-    OSCAR_RESTORE, weights=published_oscar_weights(), adversarial_gradient=False, adversarial_from=0, level_shares=()
+    OSCAR_RESTORE, weights=published_oscar_weights(), adversarial_gradient=False, jump_share=0.0, finish_share=0.0
 )  # fmt: skip
 
 RECIPES: dict[str, RunConfig] = {
@@ -322,8 +318,6 @@ RECIPES: dict[str, RunConfig] = {
     ),
     "oscar-s-tokens": OSCAR_TOKENS,
     "oscar-s-restore": OSCAR_RESTORE,
-    "oscar-d-tokens": OSCAR_D_TOKENS,
-    "oscar-d-sample": OSCAR_D_SAMPLE,
     "oscar-s-restore-published": OSCAR_PUBLISHED,
 }  # fmt: skip
 
@@ -334,7 +328,6 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
     "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
     "oscar-s": ("oscar-s-tokens", "oscar-s-restore"),
-    "oscar-d": ("oscar-d-tokens", "oscar-d-sample"),
     "oscar-s-published": ("oscar-s-tokens", "oscar-s-restore-published"),
 }
 

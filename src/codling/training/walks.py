@@ -17,12 +17,13 @@ from torch import Tensor
 
 from codling.bitstream.container import CodecId
 from codling.codecs.activity_map import Tables, measure, prior_power
+from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.chain import Chain
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
-from codling.weights.registry import load, load_network
+from codling.weights.registry import load
 
 
 class Walk:
@@ -67,9 +68,16 @@ class Walks:
     @classmethod
     def of(cls, name: str) -> "Walks":
         """As those of a model, by name or directory. Raises ConfigError if DiffC has no streams of it in pixels."""
-        codec = load_diffc(name)
+        return cls.of_codec(load_diffc(name))
+
+    @classmethod
+    def of_codec(cls, codec: DiffCCodec) -> "Walks":
+        """As those of a loaded model."""
         if codec.backbone.conditional or codec.backbone.stride != 1:
-            raise ConfigError(f"walk_as wants a denoiser of pixels without a condition, got {name!r}; use linear")
+            raise ConfigError(
+                f"streams to train on must be those of a denoiser of pixels without a condition, got {codec.name!r}; "
+                "use linear or diffc-xs"
+            )
         return cls(codec.tables[False], codec.config)
 
     def draw(self, image: np.ndarray, random: np.random.Generator, *, gaussian: bool = False) -> Walk:
@@ -90,10 +98,19 @@ class Jumps:
     network: Denoiser | None
 
     @classmethod
-    def of(cls, name: str, *, device: torch.device) -> "Jumps":
-        """As those of a model, by name or directory. Raises ConfigError if DiffC has no streams of it in pixels."""
-        walks, network = Walks.of(name), load_network(name, device=device)
-        return cls(walks, network.eval().requires_grad_(False) if isinstance(network, Denoiser) else None)
+    def of(cls, name: str, *, device: torch.device, linear: bool = False) -> "Jumps":
+        """As those of a model, by name or directory. linear: it must be one whose steps need no network.
+
+        Raises ConfigError if DiffC has no streams of it in pixels, or if it is not as it must be.
+        """
+        codec = load_diffc(name)
+        walks = Walks.of_codec(codec)
+        if codec.backbone.gaussian:
+            return cls(walks, None)
+        if linear:
+            raise ConfigError(f"jump_as wants a model whose steps need no network, got {name!r}; use linear")
+        assert isinstance(codec.backbone, DenoiserBackbone) and isinstance(codec.backbone.model, Denoiser)
+        return cls(walks, codec.backbone.model.to(device).requires_grad_(False))
 
     @torch.no_grad()
     def draw(self, images: Tensor, numbers: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
