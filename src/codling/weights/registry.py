@@ -48,17 +48,18 @@ def locate(name_or_directory: str | os.PathLike[str]) -> tuple[str, Path]:
     return entry.name, entry.directory or fetch(entry.name)
 
 
-def load_network(name_or_directory: str, *, device: torch.device) -> Model:
-    """A model's network alone, to begin a training from."""
+def load_network(name_or_directory: str | os.PathLike[str], *, device: torch.device) -> Model:
+    """A model's network alone, without codec or tables."""
     return load_parts(locate(name_or_directory)[1], device=device).model
 
 
 def load_finisher(name_or_directory: str | os.PathLike[str], *, device: torch.device) -> OscarBackbone:
     """A model as what finishes DiffC streams of other models. Raises ModelError unless it is an OSCAR in pixels."""
-    name, directory = locate(name_or_directory)
-    network = load_parts(directory, device=device).model
+    network = load_network(name_or_directory, device=device)
     if not isinstance(network, Oscar):
-        raise ModelError(f"model {name} cannot finish streams of other models; choose an OSCAR in pixels like oscar-s")
+        raise ModelError(
+            f"model {name_or_directory} cannot finish streams of other models; choose an OSCAR in pixels like oscar-s"
+        )
     return OscarBackbone(network)
 
 
