@@ -4,16 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-import codling
 from codling.bitstream.container import CodecId
-from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.oscar_pixel import OscarBackbone, restored
 from codling.codecs.tiling import pad_to_grid
-from codling.errors import ConfigError, ModelError, RateError
+from codling.errors import ConfigError, RateError
 from codling.models.oscar import Oscar
 from codling.pictures import load_picture, to_image_array
 from codling.weights.registry import load
@@ -27,19 +24,6 @@ def linear() -> DiffCCodec:
     codec = load("linear", device=CPU, codec=CodecId.DIFFC)
     assert isinstance(codec, DiffCCodec)
     return codec
-
-
-@pytest.fixture(scope="module")
-def network_codec() -> DiffCCodec:
-    codec = load("diffc-xs", device=CPU, codec=CodecId.DIFFC)
-    assert isinstance(codec, DiffCCodec)
-    return codec
-
-
-class Latents(DenoiserBackbone):
-    """Says that its states are not pixels."""
-
-    stride = 8
 
 
 def oscar(linear: DiffCCodec, network: Oscar) -> DiffCCodec:
@@ -67,43 +51,6 @@ def test_the_stream_is_that_of_the_linear_model_and_the_network_restores_it(line
     assert found.shape == (1, 3, HEIGHT, WIDTH)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, coarse, atol=1e-2)
-
-
-def test_a_stream_of_another_model_is_finished(network_codec: DiffCCodec) -> None:
-    """By the OSCAR network, of the state and the estimate that the stream's own model has got to."""
-    finisher, picture = OscarBackbone(tiny_oscar()), image(HEIGHT, WIDTH)
-    payload = network_codec.encode(picture, RateTarget(max_bytes=200))
-    *_, (chain, _) = network_codec.walk(payload, height=HEIGHT, width=WIDTH)
-    found = network_codec.decode(payload, height=HEIGHT, width=WIDTH, options=DecodeOptions(finish=finisher))
-    assert found.shape == (1, 3, HEIGHT, WIDTH)
-    with torch.inference_mode():
-        wanted = finisher.picture(chain)[..., :HEIGHT, :WIDTH]
-    assert torch.allclose(found, wanted, atol=1e-4)
-    assert not torch.allclose(found, decoded(network_codec, payload), atol=1e-2)
-    # Any beginning, too; of one that tells nothing yet the picture stays as it is.
-    for end, same in ((0, True), (1, True), (60, False)):
-        early = network_codec.decode(payload[:end], height=HEIGHT, width=WIDTH, options=DecodeOptions(finish=finisher))
-        assert torch.equal(early, decoded(network_codec, payload[:end])) == same
-
-
-def test_what_cannot_be_finished_says_so(network_codec: DiffCCodec, photos: list[Path]) -> None:
-    finisher = OscarBackbone(tiny_oscar())
-    for options in ({"steps": 4}, {"guidance": 2.0}, {"sampler": "heun"}, {"score_scale": 1.2}):
-        with pytest.raises(ConfigError, match="leave out steps, guidance"):
-            DecodeOptions(finish=finisher, **options)  # type: ignore[arg-type]
-    latents = DiffCCodec(
-        Latents(network_codec.backbone.model),  # type: ignore[attr-defined]
-        network_codec.config, network_codec.tables, name="latents", model_id=2,
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"streams of latents are of latents.*leave out finish"):
-        latents.decode(b"", height=64, width=64, options=DecodeOptions(finish=finisher))
-    picture = Image.open(photos[0]).crop((0, 0, 48, 40))
-    for model, extra in (("cod-xs", {}), ("oscar-s", {"level": 1})):
-        data = codling.encode(picture, model=model, **extra)  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="only DiffC streams can be finished"):
-            codling.decode(data, finish=finisher)
-    with pytest.raises(ModelError, match="linear cannot finish streams"):
-        codling.decode(codling.encode(picture, max_bytes=60), finish="linear")
 
 
 def test_a_network_that_corrects_nothing_leaves_the_linear_picture(linear: DiffCCodec) -> None:

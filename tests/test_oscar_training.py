@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import codling
-from codling.errors import ConfigError, RateError
+from codling.errors import ConfigError, ModelError, RateError
 from codling.models.hyper_codec import HyperCodecConfig, Stack
 from codling.models.oscar import OscarConfig
 from codling.training.draws import spread
@@ -222,7 +222,7 @@ def test_networks_are_shared_once_and_only_among_the_processes_of_a_run(
     assert sorted(wrapped) == ["Discriminator", "LossModule"]
 
 
-def test_bad_settings_are_named(pictures: Path) -> None:
+def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
     with pytest.raises(ConfigError, match="stride among"):
         HyperCodecConfig(stacks=(Stack(12, 8),))
     with pytest.raises(ConfigError, match="one number a stride"):
@@ -236,14 +236,18 @@ def test_bad_settings_are_named(pictures: Path) -> None:
     for shares in ((2.0, 0.0), (-0.1, 0.5), (0.6, 0.6)):
         with pytest.raises(ConfigError, match=f"no more than 1 together, got {shares[0]} and {shares[1]}"):
             tiny_run(pictures, jump_share=shares[0], finish_share=shares[1])
-    with pytest.raises(ConfigError, match="two models, got linear for both"):
-        tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as="linear")
+    with pytest.raises(ConfigError, match="different models, got linear in both"):
+        tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as=("diffc-xs", "linear"))
+    with pytest.raises(ConfigError, match="needs models in finish_as"):
+        tiny_run(pictures, finish_share=0.2, finish_as=())
+    with pytest.raises(ConfigError, match="noise_share must be above 0"):
+        OscarConfig(noise_share=0.0)
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
-        OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as="linear"), CPU)
+        OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as=("linear",)), CPU)
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
         oscar_parts(OscarRun(tiny_run(pictures, jump_as="diffc-xs"), CPU), tiny_oscar(), 1)
-    with pytest.raises(ConfigError, match="a denoiser of pixels without a condition, got 'cod-xs'"):
-        OscarRun(tiny_run(pictures, finish_share=0.5, finish_as="cod-xs"), CPU)
+    with pytest.raises(ModelError, match=r"how far pictures of model .* are off was not measured"):
+        OscarRun(tiny_run(pictures, finish_share=0.5, finish_as=(str(tiny_directory),)), CPU)
     with pytest.raises(ConfigError, match="weights must be"):
         OscarRun(tiny_run(pictures, weights={"pixel": 1.0}), CPU)
     with pytest.raises(ConfigError, match="no picture of at least 16 px"):

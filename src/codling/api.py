@@ -130,8 +130,8 @@ def decode(
         is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4").
     seed: of the start noise; another seed gives another picture that fits the same bytes.
     score_scale: of DiffC streams decoded with several steps: above 1 smoother, below 1 grainier.
-    finish: of DiffC streams: an OSCAR model, like oscar-s, that makes a picture with texture of what the stream's own
-        model has decoded, in one step more; a name, a directory, or what `load_finisher` returned.
+    finish: an OSCAR model, like oscar-s, that makes a picture with texture of what the stream's own model decodes
+        faithfully, in one step more; a name, a directory, or what `load_finisher` returned. Codecs "diffc" and "cod".
     upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
@@ -231,7 +231,7 @@ def load(
 
 
 def load_finisher(model: "str | os.PathLike[str]", *, device: str = "auto") -> "Finisher":
-    """A model ready to finish DiffC streams of others, for `decode` to reuse. Raises ModelError unless it can."""
+    """A model ready to finish what others have decoded, for `decode` to reuse. Raises ModelError unless it can."""
     from codling.weights.registry import load_finisher as load_from_registry
 
     return load_from_registry(model, device=torch_device(device))

@@ -35,7 +35,9 @@ def command(
     ] = 1.0,
     finish: Annotated[
         str | None,
-        typer.Option(help="Of diffc: an OSCAR model like oscar-s adds texture, in one step.", show_default=False),
+        typer.Option(
+            help="Of diffc and cod: an OSCAR model like oscar-s adds texture, in one step.", show_default=False
+        ),
     ] = None,
     upto_bytes: Annotated[
         int | None, typer.Option(help="Use only so much of a progressive file's beginning.", show_default=False)

@@ -11,10 +11,14 @@ from codling.errors import ConfigError, RateError
 
 
 class Finisher(Protocol):
-    """What makes a picture of where a DiffC stream ends, be it of another model."""
+    """What gives texture to what another model has decoded, in one step."""
 
     def picture(self, chain: Chain) -> Tensor:
-        """The picture (1, 3, h, w) of a chain of states of pixels, its sides as the chain's."""
+        """The picture (1, 3, h, w) of where a DiffC stream of pixels ends, its sides as the chain's."""
+        ...
+
+    def textured(self, image: Tensor, error: float) -> Tensor:
+        """The picture for one (1, 3, H, W) in [-1, 1] that has this squared error a sample, as far as is expected."""
         ...
 
 
@@ -25,7 +29,7 @@ class DecodeOptions:
     steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
         realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
     seed: of the start noise, 0 to 2^64 - 1. score_scale: of a DiffC stream's probability flow, above 1 smoother.
-    finish: what makes the picture of where a DiffC stream ends, None for the stream's own model.
+    finish: what makes the picture of what the stream's own model decodes, None for that itself.
     """
 
     steps: int | None = None

@@ -38,6 +38,14 @@ def radial_edges() -> np.ndarray:
     return np.unique(np.concatenate([[0], np.rint(2 * 2 ** (steps / 4))])).astype(np.int32)
 
 
+def expected_error(tables: Tables) -> float:
+    """Squared error a sample that is expected of the estimate from pure noise, for a 256 px square."""
+    table = tables.whole
+    counts = Layout.make(table.edges, 256, 256).counts
+    errors = 2.0 ** (table.at(np.full(table.log_error.shape[1:], START)) / Q)
+    return float((errors * counts).sum() / (table.components * counts.sum()))
+
+
 def calibrate(
     backbone: Backbone, images: Iterable[Tensor], *, conditional: bool, levels: Sequence[int] = TABLE_LEVELS
 ) -> Tables:

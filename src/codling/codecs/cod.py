@@ -17,13 +17,17 @@ from codling.codecs.tiling import Tile, assemble, batches, blend, pad_to_grid, p
 from codling.diffusion.grid import uniform_grid
 from codling.diffusion.guidance import VelocityFunction, guided
 from codling.diffusion.samplers import sampler
-from codling.errors import ConfigError, RateError
+from codling.errors import ConfigError, ModelError, RateError
 from codling.models.autoencoder import Autoencoder, PixelSpace
 from codling.models.cod import CoD
 
 
 class CoDCodec:
-    """A CoD model as a codec. `index_model` may be None: then indices are coded at fixed width."""
+    """A CoD model as a codec.
+
+    index_model: None codes indices at fixed width. error: the squared error a sample that is expected of the picture of
+    one step, None if it was not measured.
+    """
 
     codec_id = CodecId.COD
 
@@ -35,11 +39,13 @@ class CoDCodec:
         model_id: int,
         index_model: IndexModel | None = None,
         autoencoder: Autoencoder | None = None,
+        error: float | None = None,
     ):
         self.model = model.eval()
         self.name, self.model_id = name, model_id
         self.index_model = index_model
         self.autoencoder = autoencoder or PixelSpace()
+        self.error = error
         self.precision = torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     @property
@@ -75,14 +81,33 @@ class CoDCodec:
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
 
-        ConfigError if another model is to finish it: there is no noisy state that the bytes end with.
+        As `finishing_error` if another model is to finish it.
         """
-        if options.finish is not None:
-            raise ConfigError('only DiffC streams can be finished by another model; this one is of codec "cod"')
-        state = self.sample(self.decode_indices(payload, height=height, width=width), options)
+        error = 0.0 if options.finish is None else self.finishing_error()
+        indices = self.decode_indices(payload, height=height, width=width)
+        if options.finish is None:
+            return self._image(self.sample(indices, options))[..., :height, :width]
+        image = self.faithful(indices, seed=options.seed)[..., :height, :width]
         with torch.inference_mode():
-            image = self.autoencoder.decode(state.to(self.device)).float().cpu()
-        return image[..., :height, :width]
+            return options.finish.textured(image, error).float().cpu()
+
+    def faithful(self, indices: Tensor, *, seed: int = 0) -> Tensor:
+        """Indices (1, h, w) -> the picture (1, 3, H, W) of one step without guidance, nearest to all that fit them."""
+        return self._image(self.sample(indices, DecodeOptions(steps=1, guidance=1.0, seed=seed)))
+
+    def finishing_error(self) -> float:
+        """What is expected of `faithful`, squared and a sample, for who finishes it.
+
+        Raises ConfigError if states are no pixels, ModelError if the error was not measured.
+        """
+        if self.model.config.space != "pixel":
+            raise ConfigError(f"model {self.name} decodes latents, and what finishes wants pixels; leave out finish")
+        if self.error is None:
+            raise ModelError(
+                f"how far pictures of model {self.name} are off was not measured, which who finishes them is told; run "
+                f"`codling calibrate {self.name} --images DIR` first"
+            )
+        return self.error
 
     @torch.inference_mode()
     def indices(self, image: Tensor) -> Tensor:
@@ -108,6 +133,10 @@ class CoDCodec:
         grid = uniform_grid(options.steps or config.steps, last_step=config.last_step)
         with self._autocast():
             return sampler(options.sampler or config.sampler)(velocity, noise.to(self.device), grid).float().cpu()
+
+    def _image(self, state: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.autoencoder.decode(state.to(self.device)).float().cpu()
 
     def velocity(self, indices: Tensor, *, guidance: float) -> VelocityFunction:
         """The guided velocity of a picture with these indices (1, h, w), tile by tile where it is large."""

@@ -83,7 +83,7 @@ class OscarCodec:
         if options.score_scale != 1.0:
             raise ConfigError('score_scale is for DiffC streams; codec "oscar" follows no score')
         if options.finish is not None:
-            raise ConfigError('only DiffC streams can be finished by another model; this one is of codec "oscar"')
+            raise ConfigError('codec "oscar" makes texture itself; leave out finish')
         tokens, level = self.unpack(payload, height=height, width=width)
         with torch.inference_mode():
             image = self.model.decode(self._on_device(tokens), level).float().cpu()

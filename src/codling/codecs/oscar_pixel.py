@@ -39,11 +39,7 @@ class PixelOscar:
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W)."""
-        coarse, noise_level = self.rough_latent(tokens, level), self.network.noise[level]
-        # Every picture has the same grain.
-        drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
-        state = self.network.noisy(coarse, noise_level, torch.from_numpy(drawn)[None].to(self.device))
-        return restored(self.network, state, coarse, noise_level)
+        return textured(self.network, self.rough_latent(tokens, level), self.network.noise[level])
 
     def latent(self, image: Tensor) -> Tensor:
         """The image itself: there is no autoencoder."""
@@ -58,7 +54,7 @@ class PixelOscar:
 
 class OscarBackbone:
     """An `Oscar` network as a DiffC model: the channel coder tells a noisy state as with a linear model; the network
-    makes a picture of it in one step. So it can finish streams of other models in pixels, too."""
+    makes a picture of it in one step. So it can finish what other models in pixels have decoded, too."""
 
     channels, stride, grid, conditional, gaussian = 3, 1, 1, False, True
 
@@ -92,6 +88,20 @@ class OscarBackbone:
         state, coarse = (pad_to_grid(x.to(self.device), grid) for x in (chain.sample(), chain.image_estimate()))
         image = restored(self.network, state, coarse, torch.tensor(chain.noise, device=self.device))
         return image[..., :height, :width]
+
+    def textured(self, image: Tensor, error: float) -> Tensor:
+        height, width = image.shape[-2:]
+        coarse = pad_to_grid(image.to(self.device), self.network.config.grid)
+        (noise_level,) = self.network.noise_of(torch.tensor([error], device=self.device))
+        return textured(self.network, coarse, noise_level)[..., :height, :width]
+
+
+def textured(network: Oscar, coarse: Tensor, noise_level: Tensor) -> Tensor:
+    """Coarse images (B, 3, H, W), sides multiples of the network's grid, at a noise fraction () -> images."""
+    # Every picture has the same grain.
+    drawn = gaussians(coarse[0].numel(), stream=GRAIN_STREAM).reshape(coarse.shape[1:])
+    state = network.noisy(coarse, noise_level, torch.from_numpy(drawn)[None].to(coarse.device))
+    return restored(network, state, coarse, noise_level)
 
 
 def restored(network: Oscar, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:

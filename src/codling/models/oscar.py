@@ -24,16 +24,20 @@ class OscarConfig:
     """hyper: all rates' encoders and decoders. denoiser: what restores. grain: share of the noise that is really added.
 
     grain: 1 makes the denoiser's input a state of the flow and gives it something to make texture from; 0, as
-    published, the coarse picture alone.
+    published, the coarse picture alone. noise_share: the noise fraction of a coarse image, as a share of that at which
+    the filter is expected to err as much as it does.
     """
 
     hyper: HyperCodecConfig = field(default_factory=HyperCodecConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     grain: float = 1.0
+    noise_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.grain <= 1:
             raise ConfigError(f"oscar: grain must be between 0 and 1, got {self.grain}")
+        if not 0 < self.noise_share <= 1:
+            raise ConfigError(f"oscar: noise_share must be above 0 and at most 1, got {self.noise_share}")
 
     @property
     def grid(self) -> int:
@@ -60,6 +64,14 @@ class Oscar(nn.Module):
             stack = hyper.stacks[level.stack]
             table.append(RateLevel(stack.stride, stack.codebook_size, 1 - noise, level.depth))
         return tuple(table)
+
+    def noise_of(self, errors: Tensor) -> Tensor:
+        """Noise fractions (B,) of coarse images with expected squared errors (B,) a sample."""
+        return self.config.noise_share * self.denoiser.filter.noise_of(errors)
+
+    def error_of(self, noise_levels: Tensor) -> Tensor:
+        """The inverse of `noise_of`."""
+        return self.denoiser.filter.error(noise_levels / self.config.noise_share)
 
     def noisy(self, coarse: Tensor, noise_level: Tensor, noise: Tensor) -> Tensor:
         """Coarse images (B, 3, H, W), noise fractions (B,), standard normal noise like the images -> states."""

@@ -17,6 +17,7 @@ from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.beginning import begin_denoiser
+from codling.training.decoded import Decoded, decoded_by
 from codling.training.distillation import SampledTeacher
 from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
 from codling.training.draws import noise_like, spread, step_generator
@@ -63,11 +64,11 @@ class OscarRun(Run[OscarTraining]):
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
-        self.jumps: dict[str, tuple[Jumps, float]] = {}
+        self.others: dict[str, tuple[Decoded, float]] = {}
         if config.jump_share:
-            self.jumps[config.jump_as] = Jumps.of(config.jump_as, device=device, linear=True), config.jump_share
-        if config.finish_share:
-            self.jumps[config.finish_as] = Jumps.of(config.finish_as, device=device), config.finish_share
+            self.others[config.jump_as] = Jumps.of(config.jump_as, device=device, linear=True), config.jump_share
+        for name in config.finish_as if config.finish_share else ():
+            self.others[name] = decoded_by(name, model, device=device), config.finish_share / len(config.finish_as)
         self._coded: list[Coded] = []
         self._restored: oscar_terms.Restored | None = None
         self._probe: Probe | None = None
@@ -175,7 +176,7 @@ class OscarRun(Run[OscarTraining]):
         s, state, coarse = self.model.noise[levels], torch.empty_like(image), torch.empty_like(image)
         told = torch.zeros(len(image), dtype=torch.bool, device=self.device)
         numbered, begin = spread(config.batch, seed=config.seed, step=self.step), 0.0
-        for jumps, share in self.jumps.values():
+        for other, share in self.others.values():
             end = begin + share
             chosen = torch.tensor([begin <= numbered[place] < end for place in places], device=self.device)
             begin = end
@@ -183,10 +184,10 @@ class OscarRun(Run[OscarTraining]):
                 continue
             numbers = [(config.seed, self.step, places[row]) for row in chosen.nonzero().flatten().tolist()]
             with self.autocast():
-                state[chosen], coarse[chosen], fractions = jumps.draw(image[chosen], numbers)
+                state[chosen], coarse[chosen], fractions = other.draw(image[chosen], numbers)
             s, told = s.index_put((chosen,), fractions), told | chosen
         with self.autocast():
-            # One process of many can have jumps alone.
+            # One process of many can have no tokens.
             if not told.all():
                 tokens = self._coarse(image[~told], levels[~told])
                 # Samples are made of coarse images: these would move to where they are easily sampled from.
@@ -254,7 +255,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, (inputs, indices) in zip(self.codebooks, self._embeddings(), answers, strict=True):
             points = gather(inputs.movedim(1, -1).contiguous()).flatten(0, 2)
             codebook.update(embedding.data, points, gather(indices).flatten(), seed=self.step)
-        self.model.noise.copy_(self.config.noise_share * self.model.denoiser.filter.noise_of(self.errors))
+        self.model.noise.copy_(self.model.noise_of(self.errors))
 
     def _embeddings(self) -> list[Tensor]:
         """The codebooks, stack by stack."""
@@ -286,7 +287,7 @@ class OscarRun(Run[OscarTraining]):
         for codebook, embedding, stride in zip(self.codebooks, self._embeddings(), strides, strict=True):
             codebook.begin(embedding, config.batch * (config.crop // stride) ** 2)
         # The errors that the noise levels were taken from.
-        self.errors = model.denoiser.filter.error(model.noise / config.noise_share)
+        self.errors = model.error_of(model.noise)
 
     def new_model(self) -> nn.Module:
         return Oscar(self.config.model)
@@ -309,11 +310,11 @@ class OscarRun(Run[OscarTraining]):
         for level, row in enumerate(model.levels):
             psnr, swd = distances(images, decoded[level])
             scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
-        for name, (jumps, _) in self.jumps.items() if self.restoring else ():
+        for name, (other, _) in self.others.items() if self.restoring else ():
             with self.autocast():
-                drawn = jumps.draw(images, [(self.config.seed, number) for number in range(len(images))])
-                jumped = [model.restore(*each) for each in zip(*(part.split(1) for part in drawn), strict=True)]
-            found = distances(images, torch.cat(jumped).float().clamp(-1, 1))
+                drawn = other.draw(images, [(self.config.seed, number) for number in range(len(images))])
+                restored = [model.restore(*each) for each in zip(*(part.split(1) for part in drawn), strict=True)]
+            found = distances(images, torch.cat(restored).float().clamp(-1, 1))
             scores[f"PSNR told as by {name}"], scores[f"SWD told as by {name}"] = found
         return scores, [column[:rows] for column in (images, *decoded)]
 

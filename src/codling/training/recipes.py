@@ -174,13 +174,13 @@ class OscarTraining(RunConfig):
     gradient of its adversarial term; in the published code it does not. level_shares: how often each level is drawn in
     stage 2, or () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder
     tells them instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose
-    streams these are like, a linear one, and with whose tables the model has such streams itself. finish_share,
-    finish_as: the same of the streams of another denoiser, which the model is to finish. noise_share: the noise
-    fraction of a level, as a share of that at which the filter is expected to err as much as the coarse image.
-    sampled_from: name or directory of the denoiser whose sampling, in `sampled_steps` and with `sampled_roughness`, is
-    distilled where `weights.sampled` is above 0, see `distillation`. distribution_base: name or directory of the model
-    whose distribution restored pictures are moved to, where `weights.distribution` is above 0, see `distribution`;
-    fake_learning_rate: that of the copy of it that learns them.
+    streams these are like, a linear one, and with whose tables the model has such streams itself. finish_share: those
+    that are what the models of finish_as, names or directories, have decoded, which this one is to finish, as many of
+    each: streams of denoisers, and what CoD models decode in one step. sampled_from: name or directory of the denoiser
+    whose sampling, in `sampled_steps` and with `sampled_roughness`, is distilled where `weights.sampled` is above 0,
+    see `distillation`. distribution_base: name or directory of the model whose distribution restored pictures are moved
+    to, where `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that
+    learns them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -192,8 +192,7 @@ class OscarTraining(RunConfig):
     jump_share: float = 0.0
     jump_as: str = "linear"
     finish_share: float = 0.0
-    finish_as: str = "diffc-xs"
-    noise_share: float = 1.0
+    finish_as: tuple[str, ...] = ("diffc-xs", "cod-xs")
     sampled_from: str = "diffc-xs"
     sampled_steps: int = 6
     sampled_roughness: float = 0.1
@@ -218,8 +217,10 @@ class OscarTraining(RunConfig):
                 "training: jump_share and finish_share must be 0 or more and no more than 1 together, got "
                 f"{self.jump_share} and {self.finish_share}"
             )
-        if self.jump_as == self.finish_as and min(self.jump_share, self.finish_share) > 0:
-            raise ConfigError(f"training: jump_as and finish_as must be two models, got {self.jump_as} for both")
+        if self.finish_share and not self.finish_as:
+            raise ConfigError("training: finish_share needs models in finish_as, got none")
+        if self.jump_as in self.finish_as and min(self.jump_share, self.finish_share) > 0:
+            raise ConfigError(f"training: jump_as and finish_as must be different models, got {self.jump_as} in both")
         if self.weights.get("sliced", 0) > 0 and self.crop < 2 * SMALLEST_SIDE:
             raise ConfigError(f"training: weights.sliced needs a crop of at least {2 * SMALLEST_SIDE}, got {self.crop}")
 
@@ -290,9 +291,8 @@ S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, qua
 
 # The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
 OSCAR_TOKENS = OscarTraining(
-    model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5))), crop=256, scales=(0.85, 1.7), batch=16, steps=900,
-    warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
-    noise_share=0.8,
+    model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5)), noise_share=0.8), crop=256, scales=(0.85, 1.7), batch=16,
+    steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
     OSCAR_TOKENS, batch=10, steps=1460, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,

@@ -9,6 +9,7 @@ from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel
 from codling.codecs.backbones import Backbone, CoDBackbone, DenoiserBackbone
 from codling.codecs.base import Codec
+from codling.codecs.calibration import expected_error
 from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc import DiffCCodec
 from codling.codecs.diffc_stream import DiffCConfig
@@ -54,11 +55,11 @@ def load_network(name_or_directory: str | os.PathLike[str], *, device: torch.dev
 
 
 def load_finisher(name_or_directory: str | os.PathLike[str], *, device: torch.device) -> OscarBackbone:
-    """A model as what finishes DiffC streams of other models. Raises ModelError unless it is an OSCAR in pixels."""
+    """A model as what finishes what others have decoded. Raises ModelError unless it is an OSCAR in pixels."""
     network = load_network(name_or_directory, device=device)
     if not isinstance(network, Oscar):
         raise ModelError(
-            f"model {name_or_directory} cannot finish streams of other models; choose an OSCAR in pixels like oscar-s"
+            f"model {name_or_directory} cannot finish what others have decoded; choose an OSCAR in pixels like oscar-s"
         )
     return OscarBackbone(network)
 
@@ -134,7 +135,10 @@ def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:
     autoencoder: Autoencoder | None = None
     if parts.model.config.space == "sd-vae":
         autoencoder = StableDiffusionVAE.load(parts.autoencoder).to(next(parts.model.parameters()).device)
-    return CoDCodec(parts.model, name=name, model_id=number, index_model=parts.index_model, autoencoder=autoencoder)
+    error = expected_error(parts.error_tables[True]) if True in parts.error_tables else None
+    return CoDCodec(
+        parts.model, name=name, model_id=number, index_model=parts.index_model, autoencoder=autoencoder, error=error
+    )
 
 
 def _check_tables(tables: tuple[IndexModel, ...], codebooks: list[int], name: str) -> None:
