@@ -15,7 +15,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version as distribution_version
@@ -83,6 +83,11 @@ class Setting:
     @property
     def folder(self) -> str:
         return folder_of(self.label)
+
+    @property
+    def encoding(self) -> "Setting":
+        """The same without what only the decoder is told: settings with one encoding share their files."""
+        return replace(self, options=tuple(option for option in self.options if option[0] not in DECODING_KEYS))
 
     @property
     def suffix(self) -> str:
@@ -172,6 +177,7 @@ ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
     "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float, "finish": str,
     "codec": str, "bytes": int, "bpp": float, "psnr": float, "level": int,
 }  # fmt: skip
+DECODING_KEYS = ("steps", "guidance", "sampler", "seed", "score", "finish")
 # What `encode` calls the keys that set a rate; a level is DiffC's noise level, but of OSCAR an entry of its table.
 ROE_RATES = {"bytes": "max_bytes", "bpp": "bpp", "psnr": "psnr", "level": "noise_level"}
 CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}

@@ -1,8 +1,11 @@
 """Running an evaluation: every picture to a real file, decoded from the bytes alone, measured; a run resumes.
 
-OUT/files/SETTING/PICTURE.avif       what the codec wrote: its length is the rate
+OUT/files/ENCODING/PICTURE.avif      what the codec wrote: its length is the rate
+OUT/encoded/ENCODING/PICTURE.json    how long that took, with what it depends on
 OUT/decoded/SETTING/PICTURE.png      what came back
 OUT/measures/SETTING/PICTURE.json    one measurement, with what it depends on
+
+ENCODING is the setting without what only the decoder is told: a file is written once for all ways to decode it.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -102,7 +105,7 @@ def run(
             done.sort(key=lambda row: row["picture"])
             rows += done
             names = {row["picture"] for row in done}
-            pairs = [(p, _paths(p, setting, out)[1]) for p in pictures if p.name in names]
+            pairs = [(p, _paths(p, setting, out).decoded) for p in pictures if p.name in names]
             if pairs:
                 sets[setting.label] = encoders.submit(set_distances, pairs, metrics).result()
             if done:
@@ -132,12 +135,12 @@ def _chain(
     picture: Path, setting: Setting, out: Path, metrics: tuple[str, ...], encoders: Executor, decoders: Executor
 ) -> dict[str, Any]:
     """One picture through encoder, decoder and metrics, each in its process, unless it has been measured before."""
-    file, decoded, record = _paths(picture, setting, out)
+    file, encoded, decoded, record = _paths(picture, setting, out)
     # The fingerprint may load a model, which belongs into a worker.
     key = encoders.submit(_key, picture, setting).result()
     row = _stored(record, key)
     if row is None or not decoded.exists():
-        encode_seconds = encoders.submit(_encode, picture, setting, file).result()
+        encode_seconds = encoders.submit(_encode, picture, setting.encoding, file, encoded).result()
         decode_seconds = decoders.submit(_decode, file, setting, decoded).result()
         row = {"encode_seconds": encode_seconds, "decode_seconds": decode_seconds, "metrics": {}}
     missing = tuple(name for name in metrics if not isinstance(row["metrics"].get(name), float))
@@ -153,9 +156,20 @@ def _chain(
     return row
 
 
-def _paths(picture: Path, setting: Setting, out: Path) -> tuple[Path, Path, Path]:
-    return (
-        out / "files" / setting.folder / f"{picture.stem}{setting.suffix}",
+class _Paths(NamedTuple):
+    """Where what is known of a picture at a setting lies."""
+
+    file: Path
+    encoded: Path
+    decoded: Path
+    record: Path
+
+
+def _paths(picture: Path, setting: Setting, out: Path) -> _Paths:
+    encoding = setting.encoding.folder
+    return _Paths(
+        out / "files" / encoding / f"{picture.stem}{setting.suffix}",
+        out / "encoded" / encoding / f"{picture.stem}.json",
         out / "decoded" / setting.folder / f"{picture.stem}.png",
         out / "measures" / setting.folder / f"{picture.stem}.json",
     )
@@ -177,11 +191,17 @@ def _stored(record: Path, key: dict[str, str]) -> dict[str, Any] | None:
     return row if row.get("key") == key else None
 
 
-def _encode(picture: Path, setting: Setting, file: Path) -> float:
+def _encode(picture: Path, encoding: Setting, file: Path, encoded: Path) -> float:
+    """Write the file unless another way to decode it had it written; returns the seconds that it took."""
+    key = _key(picture, encoding)
+    noted = _stored(encoded, key)
+    if noted is not None and file.exists():
+        return float(noted["encode_seconds"])
     begin = time.perf_counter()
-    data = setting.encode(picture)
+    data = encoding.encode(picture)
     seconds = time.perf_counter() - begin
     write_whole(file, data, force=True)
+    write_whole(encoded, json.dumps({"key": key, "encode_seconds": seconds}).encode(), force=True)
     return seconds
 
 

@@ -1,0 +1,138 @@
+"""Who is compared in `codling eval`: specifications, and what settings of them have in common."""
+
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codling.errors import ConfigError
+from codling.evaluation.contenders import Setting, parse_spec
+from codling.evaluation.runner import run
+from codling.weights.store import Parts, save_model
+from tests.test_metrics import photograph
+from tests.tiny_oscar import tiny_oscar
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("avfi:quality=1", "did you mean .*avif"),
+        ("webp:qualty=1", "KEY in quality"),
+        ("webp:quality=high", "cannot be 'high'"),
+        ("webp/0:quality=1", "1 to 128"),
+        ("webp:quality", "KEY=VALUE"),
+    ],
+)
+def test_bad_specifications(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_spec(spec)
+
+
+def test_specifications_span_the_product_of_their_values() -> None:
+    labels = [setting.label for setting in parse_spec("avif/2:quality=0,9:speed=4,6")]
+    assert labels == [f"avif/2:quality={q}:speed={s}" for q in (0, 9) for s in (4, 6)]
+
+
+class ZooModel:
+    """Stands in for a CompressAI model: four bits a sample, deflated."""
+
+    def __init__(self, quality: int, pretrained: bool):
+        if not 1 <= quality <= 8 or not pretrained:
+            raise ValueError(f"no weights of quality {quality}")
+        self.ready = False
+
+    def eval(self) -> None:
+        pass
+
+    def update(self, force: bool) -> None:
+        self.ready = force
+
+    def compress(self, x: torch.Tensor) -> dict[str, object]:
+        assert self.ready
+        assert x.shape[-1] % 64 == x.shape[-2] % 64 == 0
+        samples = (x * 15).round().to(torch.uint8).numpy()
+        return {"strings": [[zlib.compress(samples.tobytes())], [b"side"]], "shape": torch.Size(x.shape[-2:])}
+
+    def decompress(self, strings: list[list[bytes]], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        assert strings[1] == [b"side"]
+        samples = np.frombuffer(zlib.decompress(strings[0][0]), np.uint8).reshape(1, 3, *shape)
+        return {"x_hat": torch.from_numpy(samples / np.float32(15))}
+
+
+def test_compressai_models_are_contenders_where_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install compressai"):
+        parse_spec("compressai-toy:quality=1")
+    zoo = ModuleType("compressai.zoo")
+    zoo.image_models = {"toy": ZooModel}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compressai", ModuleType("compressai"))
+    monkeypatch.setitem(sys.modules, "compressai.zoo", zoo)
+    (setting,) = parse_spec("compressai-toy:quality=3")
+    picture = photograph(70, 90)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    decoded = np.asarray(setting.decode(setting.encode(tmp_path / "a.png")), int)
+    assert decoded.shape == picture.shape
+    assert np.abs(decoded - picture).max() <= 9
+    with pytest.raises(ConfigError, match="compressai-toy at quality 9 cannot be had"):
+        parse_spec("compressai-toy:quality=9")[0].encode(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="unknown codec"):
+        parse_spec("compressai-toys")
+
+
+def test_models_of_any_rate_are_one_curve(tmp_path: Path) -> None:
+    settings = parse_spec("linear:bytes=60,90:steps=1,5")
+    assert [s.curve for s in settings] == ["linear:steps=1", "linear:steps=5"] * 2
+    assert len({s.folder for s in settings}) == 4
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "a.png")
+    data = settings[0].encode(tmp_path / "a.png")
+    assert len(data) == 60
+    assert settings[0].decode(data).size == (90, 70)
+
+
+def test_who_finishes_is_part_of_a_setting(tmp_path: Path) -> None:
+    """Another finisher is another picture, so nothing that was measured with the first is taken for it."""
+    network = tiny_oscar()
+    for name in ("o0", "o1"):
+        save_model(tmp_path / name, Parts(network))
+        network.denoiser.last.weight.data.mul_(2)
+    spec = f"linear:bytes=90:finish={tmp_path / 'o0'},{tmp_path / 'o1'}"
+    plain, (one, other) = parse_spec("linear:bytes=90")[0], parse_spec(spec)
+    assert len({setting.folder for setting in (plain, one, other)}) == 3
+    assert len({setting.fingerprint() for setting in (plain, one, other)}) == 3
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "a.png")
+    data = one.encode(tmp_path / "a.png")
+    assert data == plain.encode(tmp_path / "a.png")
+    pictures = [np.asarray(setting.decode(data)) for setting in (plain, one, other)]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])
+
+
+def test_settings_that_differ_for_the_decoder_alone_share_their_files(tiny_directory: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.fromarray(photograph(70, 90)).save(picture)
+    first, second = parse_spec(f"{tiny_directory}:steps=1,2")
+    assert first.encoding == second.encoding == parse_spec(str(tiny_directory))[0]
+    (other,) = parse_spec("linear:bytes=90:steps=2:seed=3:finish=oscar-s")
+    assert other.encoding == parse_spec("linear:bytes=90")[0]
+
+    def rows(*settings: Setting) -> list[dict[str, Any]]:
+        return run([picture], list(settings), tmp_path / "out", metrics=("psnr",), jobs=1, report=lambda _: None).rows
+
+    (one,) = rows(first)
+    (file,) = (tmp_path / "out" / "files").glob("*/*")
+    written = file.stat().st_mtime_ns
+    (two,) = rows(second)
+    assert list((tmp_path / "out" / "files").glob("*/*")) == [file]
+    assert file.stat().st_mtime_ns == written
+    assert (one["bytes"], one["encode_seconds"]) == (two["bytes"], two["encode_seconds"])
+    assert one["metrics"] != two["metrics"]
+    # Another picture under the same name is another file.
+    Image.fromarray(photograph(80, 60)).save(picture)
+    (three,) = rows(second)
+    assert (three["width"], three["height"]) == (60, 80)
+    assert file.stat().st_mtime_ns != written
