@@ -1,7 +1,7 @@
 """A convolutional denoiser that corrects the Wiener filter, for coding at few bytes: small, any size, all noise levels.
 
 The filter sees the whole picture and does what a linear estimate can; the network adds what its surroundings tell of a
-place, at strides 4 and 8. Coarser strides can be configured; what they cost and brought is in `docs/training.md`.
+place, at strides 4 and 8. Coarser strides can be configured; what they cost and brought is in `docs/experiments.md`.
 """
 
 import itertools
