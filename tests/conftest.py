@@ -1,5 +1,6 @@
 """Small models and pictures for all tests. Randomly initialised networks obey every law that trained ones do."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
 from codling.weights.registry import load_codec
 from codling.weights.store import Parts, save_model
+
+# Workers side by side take a thread each, instead of waiting for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 

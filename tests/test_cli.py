@@ -193,7 +193,10 @@ def test_any_rate_cut_and_preview(folder: Path) -> None:
     for arguments, said in (
         (("preview", coded, "-o", folder / "a.pdf"), "unknown suffix"),
         (("decode", coded, "-o", folder / "b.png", "--upto-bytes", 5), "header takes 10 bytes"),
-        (("decode", coded, "-o", folder / "b.png", "--finish", "linear"), "model linear cannot finish streams"),
+        (
+            ("decode", coded, "-o", folder / "b.png", "--finish", "linear"),
+            "model linear cannot finish what others have decoded",
+        ),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--max-bytes", 8), "header of this picture's file"),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--codec", "cod"), "has no codec cod"),
         (("encode", source, "-o", folder / "b.roe", "-m", "linear", "--bpp", 1, "--psnr", 20), "one rate target"),

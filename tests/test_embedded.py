@@ -139,3 +139,15 @@ def test_oscar_s_finishes_what_another_model_has_decoded(photos: list[Path]) -> 
     )
     assert swd(original, finished) < 0.7 * swd(original, faithful)
     assert psnr(original, finished) > psnr(original, sampled)
+
+
+def test_oscar_s_finishes_what_cod_xs_has_decoded(photos: list[Path]) -> None:
+    """One step more gives what one step lacks in texture, nearer to the photograph than four steps of its own."""
+    original = np.asarray(Image.open(photos[0]).convert("RGB"))
+    data = codling.encode(original)
+    faithful, finished, sampled = (
+        np.asarray(codling.decode(data, **options))  # type: ignore[arg-type]
+        for options in ({"steps": 1}, {"finish": "oscar-s"}, {})
+    )
+    assert swd(original, finished) < 0.8 * swd(original, faithful)
+    assert psnr(original, finished) > psnr(original, sampled)

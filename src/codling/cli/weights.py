@@ -1,4 +1,4 @@
-"""`codling weights`: store a model's weights smaller, cut them into parts, put parts together."""
+"""`codling weights`: store a model's weights smaller, average them, cut them into parts, put parts together."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ import typer
 
 from codling.errors import ConfigError, RateError
 
-app = typer.Typer(help="Store weights in fewer bits, or in parts of bounded size.", no_args_is_help=True)
+app = typer.Typer(help="Store weights in fewer bits or in parts, or average them.", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; new or empty.", show_default=False)]
 
@@ -53,14 +53,42 @@ def pack_command(
 
     from codling.weights.store import WEIGHTS, load_parts, save_model
 
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another directory, or empty it")
+    _check_empty(output)
     save_model(output, load_parts(model, device=torch.device("cpu")), precision=precision)
     sizes = [(directory / WEIGHTS).stat().st_size for directory in (model, output)]
     print(f"{output}: {sizes[1]:,} bytes, were {sizes[0]:,}")
     if images is not None:
         before, after = (mean_psnr(directory, images, max_bytes=max_bytes) for directory in (model, output))
         print(f"PSNR {before:.3f} dB before, {after:.3f} dB after, on {images}")
+
+
+@app.command("average")
+def average_command(
+    models: Annotated[list[Path], typer.Argument(help="Directories of models of one training.", show_default=False)],
+    output: Output,
+    shares: Annotated[
+        str | None, typer.Option(help="How much of each, as 0.5,0.3,0.2; equal by default.", show_default=False)
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="How weights are stored.")
+    ] = "float16",
+) -> None:
+    """Average the weights of several checkpoints' models; tables stay those of the first."""
+    from codling.weights.averaging import average
+    from codling.weights.store import save_model
+
+    _check_empty(output)
+    try:
+        numbers = [] if shares is None else [float(share) for share in shares.split(",")]
+    except ValueError:
+        raise ConfigError(f"--shares wants numbers with commas between them, as 0.5,0.3,0.2, got {shares!r}") from None
+    save_model(output, average(models, numbers), precision=precision)
+    print(f"{output}: use it with --model {output}")
+
+
+def _check_empty(output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty; name another directory, or empty it")
 
 
 def mean_psnr(model: Path, images: Path, *, max_bytes: int | None) -> float:

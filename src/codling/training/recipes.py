@@ -295,8 +295,8 @@ OSCAR_TOKENS = OscarTraining(
     steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
-    OSCAR_TOKENS, batch=10, steps=1460, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,
-    jump_share=0.5, finish_share=0.2, weights={**oscar_weights(), "squared": 0.5, "sliced": 20.0},
+    OSCAR_TOKENS, batch=10, steps=1600, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,
+    jump_share=0.4, finish_share=0.3, weights={**oscar_weights(), "squared": 0.5, "sliced": 20.0},
 )  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
 # is restored, and the adversary, though its score is in the loss, gives no gradient.
