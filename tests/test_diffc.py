@@ -120,14 +120,13 @@ def test_psnr_is_met_from_above_and_not_far(linear: DiffCCodec) -> None:
 
 
 def test_a_stream_cut_at_any_byte_decodes(denoiser: DiffCCodec) -> None:
-    picture = noise_picture(27, 45)
+    picture = noise_picture(40, 56)
     data = codling.encode(picture, model=denoiser, noise_level=500)
     header = unpack(data).header_size
     for size in range(header, len(data) + 1):
-        image = codling.decode(data[:size], model=denoiser)
-        assert image.size == (45, 27)
-        if size % 5 == 0:
-            assert image.tobytes() == codling.decode(data, model=denoiser, upto_bytes=size).tobytes()
+        image = codling.decode(data, model=denoiser, upto_bytes=size)
+        assert image.size == (56, 40)
+        assert image.tobytes() == codling.decode(data[:size], model=denoiser).tobytes()
     with pytest.raises(FormatError):
         codling.decode(data[: header - 1], model=denoiser)
     with pytest.raises(ConfigError, match="header takes"):

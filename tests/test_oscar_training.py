@@ -246,6 +246,8 @@ def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
         OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as=("linear",)), CPU)
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
         oscar_parts(OscarRun(tiny_run(pictures, jump_as="diffc-xs"), CPU), tiny_oscar(), 1)
+    with pytest.raises(ConfigError, match="a denoiser of pixels without a condition, got 'cod-xs'"):
+        OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="cod-xs", finish_as=("diffc-xs",)), CPU)
     with pytest.raises(ModelError, match=r"how far pictures of model .* are off was not measured"):
         OscarRun(tiny_run(pictures, finish_share=0.5, finish_as=(str(tiny_directory),)), CPU)
     with pytest.raises(ConfigError, match="weights must be"):

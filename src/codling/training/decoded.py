@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codling.bitstream.container import CodecId
 from codling.codecs.cod import CoDCodec
+from codling.models.cod import CoDConfig
 from codling.models.oscar import Oscar
 from codling.training.walks import Jumps
-from codling.weights.registry import load
+from codling.weights.catalogue import read_config
+from codling.weights.registry import load, locate
+from codling.weights.store import Manifest
 
 
 class Decoded(Protocol):
@@ -52,9 +56,12 @@ def decoded_by(name: str, network: Oscar, *, device: torch.device) -> Decoded:
 
     Raises ConfigError or ModelError if it is neither a denoiser of pixels nor a CoD model that could be finished.
     """
-    codec = load(name, device=device)
-    if not isinstance(codec, CoDCodec):
+    directory = locate(name)[1]
+    if not isinstance(Manifest.read(read_config(directory), str(directory)).config, CoDConfig):
         return Jumps.of(name, device=device)
+    codec = load(name, device=device, codec=CodecId.COD)
+    assert isinstance(codec, CoDCodec)
+    # What cannot be finished says so now, and not when the first picture is drawn.
     codec.finishing_error()
     codec.model.requires_grad_(False)
     return OneStep(codec, network)

@@ -1,7 +1,6 @@
 """The mean of several models' weights: better than each where all come of one training (Wortsman et al. 2022)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ def average(directories: Sequence[Path], shares: Sequence[float] = ()) -> Parts:
     states = [parts.model.state_dict() for parts in (first, *others)]
     mean = {name: _mean([state[name] for state in states], shares) for name in states[0]}
     first.model.load_state_dict(mean)
-    return replace(first, model=first.model)
+    return first
 
 
 def _mean(tensors: list[Tensor], shares: Sequence[float]) -> Tensor:
