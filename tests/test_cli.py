@@ -166,8 +166,8 @@ def test_demo_writes_its_files(tmp_path: Path, tiny_directory: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "budgets.png",
-        "p-1.png",
-        "p-3.png",
+        "p-1-step.png",
+        "p-3-steps.png",
         "p.roe",
         "sheet.png",
     ]

@@ -56,6 +56,20 @@ def test_faithful_and_realistic(photos: list[Path], codec: Codec) -> None:
     assert not np.array_equal(many, other)
 
 
+def test_cod_xs_makes_texture_in_one_step(photos: list[Path], codec: Codec) -> None:
+    """Much nearer to the photographs' texture than the mean, and nearer to themselves than samples."""
+    scores = []
+    for photo in photos:
+        original = Image.open(photo).convert("RGB").crop((100, 100, 484, 356))
+        data = codling.encode(original, model=codec)
+        pictures = [np.asarray(codling.decode(data, model=codec, steps=steps)) for steps in (None, 1, 8)]
+        truth = np.asarray(original)
+        scores.append([(psnr(truth, picture), swd(truth, picture)) for picture in pictures])
+    texture, mean, sample = np.mean(scores, axis=0)
+    assert mean[0] > texture[0] > sample[0]
+    assert texture[1] < 0.75 * mean[1]
+
+
 @pytest.mark.parametrize(("model", "least"), [("linear", 19.5), ("diffc-xs", 20.0)])
 def test_photographs_come_back_from_400_bytes(model: str, least: float, photos: list[Path]) -> None:
     codec, scores = codling.load(model, device="cpu"), []

@@ -199,7 +199,7 @@ def test_from_on_the_command_line(models: Path, pictures: Path, tmp_path: Path) 
 
 def test_embedded_models_have_the_shape_of_their_recipes() -> None:
     known = {entry.name: Manifest.read(entry.values, entry.name) for entry in entries() if entry.values}
-    for recipe, model in (("cod-xs-flow", "cod-xs"), ("diffc-xs", "diffc-xs"), ("oscar-s-restore", "oscar-s")):
+    for recipe, model in (("cod-xs-finish", "cod-xs"), ("diffc-xs", "diffc-xs"), ("oscar-s-restore", "oscar-s")):
         wanted = RECIPES[recipe].model  # type: ignore[attr-defined]
         assert type(wanted) is type(known[model].config)
         for name in RUNS[type(RECIPES[recipe])].shape:

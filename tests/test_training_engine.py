@@ -151,8 +151,8 @@ def test_settings_go_to_all_stages_or_to_one() -> None:
     with pytest.raises(ConfigError, match="set quantise_from below steps"):
         override_stages(stages_of("cod-xs"), ["steps=100"])
     stages = override_stages(stages_of("cod-xs"), ["data=http://host:80/a.tar", "cod-xs-flow:steps=5"])
-    assert [stage.data for stage in stages.values()] == ["http://host:80/a.tar"] * 2
-    assert [stage.steps for stage in stages.values()] == [5200, 5]
+    assert [stage.data for stage in stages.values()] == ["http://host:80/a.tar"] * 3
+    assert [stage.steps for stage in stages.values()] == [5200, 5, 1000]
     with pytest.raises(ConfigError, match="did you mean cod-xs-flow"):
         override_stages(stages_of("cod-xs"), ["cod-xs-flw:steps=5"])
     with pytest.raises(ConfigError, match="did you mean cod-xs"):
@@ -172,15 +172,22 @@ def test_a_newcomer_trains_by_one_command_on_a_folder_of_photographs(tmp_path: P
     for number in range(5):
         (photos / f"{number}.png").write_bytes(png(noise_picture(80, 100, seed=number)))
     small = to_dict(tiny_run(photos))["model"]
+    small["finisher"] = {"widths": [4, 8], "blocks": [1, 1], "embedding": 8}
     arguments = [f"--set=model={json.dumps(small)}", f"--set=data={photos}", f"--set=validation={photos}"]
-    arguments += ["--set=crop=64", "--set=batch=2", "--set=steps=4", "--set=cod-xs-codec:quantise_from=1"]
+    arguments += [
+        "--set=crop=64",
+        "--set=batch=2",
+        "--set=steps=4",
+        "--set=cod-xs-codec:quantise_from=1",
+        "--set=finisher_prior=",
+    ]
     arguments += ["--set=validation_steps=[1]", "--set=checkpoint_every=4", "--max-minutes=5"]
     done = CliRunner().invoke(app, ["train", "cod-xs", *arguments, "-o", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    assert "stage 2 of 2, cod-xs-flow: step 4 of 4" in done.stdout
+    assert "stage 3 of 3, cod-xs-finish: step 4 of 4" in done.stdout
     codec = codling.load(tmp_path / "run" / "model")
     data = codling.encode(noise_picture(50, 70), model=codec)
-    assert codling.decode(data, model=codec, steps=1).size == (70, 50)
+    assert codling.decode(data, model=codec, steps=1).size == codling.decode(data, model=codec).size == (70, 50)
 
 
 def test_what_a_run_writes_down(pictures: Path, tmp_path: Path) -> None:

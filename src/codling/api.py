@@ -127,7 +127,8 @@ def decode(
     """The bytes of a `.roe` file -> a Pillow image.
 
     steps: 1 gives the faithful picture, close to the mean of all that fit the bytes; more give a realistic one. None
-        is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4").
+        is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4"); without all three
+        a CoD model with a finisher, like cod-xs, gives texture to the faithful picture, in one step more.
     seed: of the start noise; another seed gives another picture that fits the same bytes.
     score_scale: of DiffC streams decoded with several steps: above 1 smoother, below 1 grainier.
     finish: an OSCAR model, like oscar-s, that makes a picture with texture of what the stream's own model decodes

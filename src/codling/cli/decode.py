@@ -23,7 +23,8 @@ def command(
     inputs: options.Inputs,
     output: options.Output = None,
     steps: Annotated[
-        int | None, typer.Option(help="1: faithful; more: realistic. Default: the model's.", show_default=False)
+        int | None,
+        typer.Option(help="1: faithful; more: sampled. Default: as the model does it best.", show_default=False),
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Strength of guidance; 1 is none.", show_default=False)] = None,
     sampler: Annotated[

@@ -21,7 +21,8 @@ def command(
     photos: Annotated[Path, typer.Option(help="Folder of photographs.")] = Path("examples/photos"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("demo"),
     steps: Annotated[
-        list[int] | None, typer.Option(help="Steps to decode with. Repeatable.", show_default="1, 4")
+        list[int] | None,
+        typer.Option(help="Steps to decode with. Repeatable.", show_default="1, and the model's own way"),
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
@@ -33,14 +34,14 @@ def command(
     jobs = plan([photos], output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
     codec = api.load(model, device=device)
     rows = []
-    print(f"{'photograph':<12}{'bytes':>7}{'bpp':>9}{'encode':>9}   steps: PSNR, seconds to decode")
-    for result in demonstrate([job.source for job in jobs], codec, steps=tuple(steps or (1, 4))):
+    print(f"{'photograph':<12}{'bytes':>7}{'bpp':>9}{'encode':>9}   decoded with: PSNR, seconds")
+    for result in demonstrate([job.source for job in jobs], codec, steps=tuple(steps or (1, None))):
         write_whole(output / f"{result.name}.roe", result.data, force=True)
-        for count, (image, _, _) in result.decoded.items():
+        for way, (image, _, _) in result.decoded.items():
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
-            write_whole(output / f"{result.name}-{count}.png", buffer.getvalue(), force=True)
-        decoded = "   ".join(f"{n}: {db:.2f} dB, {s:.2f} s" for n, (_, db, s) in result.decoded.items())
+            write_whole(output / f"{result.name}-{way.replace(' ', '-')}.png", buffer.getvalue(), force=True)
+        decoded = "   ".join(f"{way}: {db:.2f} dB, {s:.2f} s" for way, (_, db, s) in result.decoded.items())
         seconds = f"{result.encode_seconds:.2f} s"
         print(f"{result.name:<12}{len(result.data):>7}{result.bpp:>9.4f}{seconds:>9}   {decoded}")
         rows.append(result.panels())

@@ -28,6 +28,7 @@ class DecodeOptions:
 
     steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
         realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
+        Without all three a CoD model with a finisher gives texture to the faithful picture.
     seed: of the start noise, 0 to 2^64 - 1. score_scale: of a DiffC stream's probability flow, above 1 smoother.
     finish: what makes the picture of what the stream's own model decodes, None for that itself.
     """

@@ -4,6 +4,7 @@ encode: image -> condition encoder -> nearest codewords -> entropy coder -> payl
 decode: payload -> indices -> condition; start noise -> sampler(guided velocity) -> state -> image
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -81,19 +82,37 @@ class CoDCodec:
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
 
-        As `finishing_error` if another model is to finish it.
+        As `finishing_error` if another model is to finish it. A model with a finisher of its own takes that, unless
+        steps, guidance or sampler are asked for.
         """
-        error = 0.0 if options.finish is None else self.finishing_error()
+        if options.finish is not None:
+            error = self.finishing_error()
+            image = self.faithful(self.decode_indices(payload, height=height, width=width), seed=options.seed)
+            with torch.inference_mode():
+                return options.finish.textured(image[..., :height, :width], error).float().cpu()
         indices = self.decode_indices(payload, height=height, width=width)
-        if options.finish is None:
-            return self._image(self.sample(indices, options))[..., :height, :width]
-        image = self.faithful(indices, seed=options.seed)[..., :height, :width]
-        with torch.inference_mode():
-            return options.finish.textured(image, error).float().cpu()
+        by_steps = (options.steps, options.guidance, options.sampler) != (None, None, None)
+        if self.model.config.finisher is not None and not by_steps:
+            return self.finished(indices, seed=options.seed)[..., :height, :width]
+        return self._image(self.sample(indices, options))[..., :height, :width]
 
     def faithful(self, indices: Tensor, *, seed: int = 0) -> Tensor:
         """Indices (1, h, w) -> the picture (1, 3, H, W) of one step without guidance, nearest to all that fit them."""
         return self._image(self.sample(indices, DecodeOptions(steps=1, guidance=1.0, seed=seed)))
+
+    def finished(self, indices: Tensor, *, seed: int = 0) -> Tensor:
+        """Indices (1, h, w) -> the faithful picture (1, 3, H, W) with texture, of a model with a finisher."""
+        image = self.faithful(indices, seed=seed).to(self.device)
+        noise = self._noise(indices, seed=seed).to(self.device)
+        tiles, conditions = self._conditions(indices)
+
+        def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
+            grain = torch.cat([tiles[n].cut(noise) for n in numbers])
+            return self.model.finish(pieces, grain, conditions[numbers])
+
+        with torch.inference_mode(), self._autocast():
+            finished = blend(on_tiles, image, tiles, overlap=self.model.config.overlap, stride=1)
+        return finished.float().cpu()
 
     def finishing_error(self) -> float:
         """What is expected of `faithful`, squared and a sample, for who finishes it.
@@ -126,13 +145,18 @@ class CoDCodec:
     def sample(self, indices: Tensor, options: DecodeOptions) -> Tensor:
         """Indices (1, h, w) -> state (1, C, H / s, W / s) at t = 1, on the CPU."""
         config = self.model.config
-        height, width = (side * config.condition.stride for side in indices.shape[-2:])
-        shape = (config.channels, height // config.state_stride, width // config.state_stride)
-        noise = torch.from_numpy(gaussians(shape[0] * shape[1] * shape[2], seed=options.seed)).view(1, *shape)
+        noise = self._noise(indices, seed=options.seed)
         velocity = self.velocity(indices, guidance=config.guidance if options.guidance is None else options.guidance)
         grid = uniform_grid(options.steps or config.steps, last_step=config.last_step)
         with self._autocast():
             return sampler(options.sampler or config.sampler)(velocity, noise.to(self.device), grid).float().cpu()
+
+    def _noise(self, indices: Tensor, *, seed: int) -> Tensor:
+        """The state (1, C, H / s, W / s) that decoding starts from, on the CPU."""
+        config = self.model.config
+        sides = (side * config.condition.stride // config.state_stride for side in indices.shape[-2:])
+        shape = (1, config.channels, *sides)
+        return torch.from_numpy(gaussians(math.prod(shape), seed=seed)).view(shape)
 
     def _image(self, state: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -142,16 +166,21 @@ class CoDCodec:
         """The guided velocity of a picture with these indices (1, h, w), tile by tile where it is large."""
         config = self.model.config
         height, width = (side * config.condition.stride for side in indices.shape[-2:])
-        tiles = self._tiles(height, width)
-        with torch.inference_mode(), self._autocast():
-            cut = [tile.cut(indices, config.condition.stride).to(self.device) for tile in tiles]
-            conditions = torch.cat([self.model.condition_codec.decode(piece) for piece in cut])
+        tiles, conditions = self._conditions(indices)
         conditional = self._tiled(tiles, lambda numbers: conditions[numbers])
         # Without guidance the null condition is never asked for, so it is not worth an encoder's run.
         if guidance == 1.0:
             return conditional
         unconditional = self.null_velocity(height=height, width=width)
         return guided(conditional, unconditional, strength=guidance, interval=config.guidance_interval)
+
+    def _conditions(self, indices: Tensor) -> tuple[list[Tile], Tensor]:
+        """The tiles of a picture with these indices (1, h, w), and the condition map of each (n, C, h, w)."""
+        stride = self.model.config.condition.stride
+        tiles = self._tiles(*(side * stride for side in indices.shape[-2:]))
+        with torch.inference_mode(), self._autocast():
+            maps = [self.model.condition_codec.decode(tile.cut(indices, stride).to(self.device)) for tile in tiles]
+        return tiles, torch.cat(maps)
 
     def null_velocity(self, *, height: int, width: int) -> VelocityFunction:
         """The velocity under the null condition, for states of a padded picture's size."""

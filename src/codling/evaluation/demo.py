@@ -16,13 +16,13 @@ from codling.evaluation.sheet import Panel
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One photograph's round trip. `decoded` maps steps to (picture, PSNR in dB, seconds)."""
+    """One photograph's round trip. `decoded` maps steps, as text, to (picture, PSNR in dB, seconds)."""
 
     name: str
     original: Image.Image
     data: bytes
     encode_seconds: float
-    decoded: dict[int, tuple[Image.Image, float, float]]
+    decoded: dict[str, tuple[Image.Image, float, float]]
 
     @property
     def bpp(self) -> float:
@@ -32,13 +32,12 @@ class Demonstration:
         """A row of the comparison sheet."""
         row = [Panel(self.original, f"{self.name}: original")]
         for steps, (image, decibel, _) in self.decoded.items():
-            plural = "step" if steps == 1 else "steps"
-            row.append(Panel(image, f"{len(self.data)} bytes, {steps} {plural}, {decibel:.2f} dB"))
+            row.append(Panel(image, f"{len(self.data)} bytes, {steps}, {decibel:.2f} dB"))
         return row
 
 
-def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int, ...]) -> Iterator[Demonstration]:
-    """Encode each photograph once and decode its bytes at every number of steps."""
+def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int | None, ...]) -> Iterator[Demonstration]:
+    """Encode each photograph once and decode its bytes at every number of steps, None for the model's default."""
     for path in paths:
         begin = time.perf_counter()
         data = api.encode(path, model=codec)
@@ -50,7 +49,8 @@ def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int, ...]) -> I
             begin = time.perf_counter()
             image = api.decode(data, model=codec, steps=count)
             seconds = time.perf_counter() - begin
-            decoded[count] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
+            text = "default" if count is None else f"{count} step{'s' * (count > 1)}"
+            decoded[text] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
         yield Demonstration(path.stem, original, data, encode_seconds, decoded)
 
 

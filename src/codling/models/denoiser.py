@@ -166,7 +166,10 @@ class ConditionalDenoiser(Denoiser):
 
     def conditional(self, x: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
         """As `forward`, given a condition (B, width, H / 16, W / 16)."""
-        spans = (CONDITION_STRIDE // (4 * 2**level) for level in range(len(self.hints)))
-        hints = [F.pixel_shuffle(hint(condition), span) for hint, span in zip(self.hints, spans, strict=True)]
-        estimate: Tensor = self(x, noise, hints)
+        estimate: Tensor = self(x, noise, self.read(condition))
         return estimate
+
+    def read(self, condition: Tensor) -> list[Tensor]:
+        """The hints of a condition (B, width, H / 16, W / 16)."""
+        spans = (CONDITION_STRIDE // (4 * 2**level) for level in range(len(self.hints)))
+        return [F.pixel_shuffle(hint(condition), span) for hint, span in zip(self.hints, spans, strict=True)]

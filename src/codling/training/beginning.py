@@ -9,6 +9,7 @@ from torch import Tensor
 from codling.configuration import differences, to_dict
 from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
+from codling.models.oscar import Oscar
 from codling.models.wiener import fit_spectrum
 from codling.training.run import Run
 from codling.weights.catalogue import CONFIG, model_id, read_config
@@ -43,12 +44,14 @@ def begin_denoiser(denoiser: Denoiser, prior: str, images: list[Tensor]) -> None
     """Give a new denoiser the weights of a model, by name or directory, or if that is "" the spectrum of images
     (3, H, W).
 
-    Raises ConfigError unless the model is a denoiser that this one can begin as, see `Denoiser.begin_as`.
+    Raises ConfigError unless the model is a denoiser that this one can begin as, see `Denoiser.begin_as`, or an OSCAR
+    with one.
     """
     if not prior:
         denoiser.filter.log_power.copy_(fit_spectrum(images, denoiser.config.filter.knots))
         return
     network = load_network(prior, device=torch.device("cpu"))
+    network = network.denoiser if isinstance(network, Oscar) else network
     if not isinstance(network, Denoiser):
         raise ConfigError(f"training: prior {prior!r} is not a denoiser; choose one like diffc-xs")
     try:

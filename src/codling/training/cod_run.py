@@ -20,7 +20,17 @@ from codling.training.checkpoint import gathered
 from codling.training.engine import Engine
 from codling.training.recipes import TrainingConfig
 from codling.training.run import Run
-from codling.training.terms import ALWAYS, Draws, Heads, Objective, StepResult, check_weights, cod_step, total
+from codling.training.terms import (
+    ALWAYS,
+    Draws,
+    Heads,
+    Objective,
+    StepResult,
+    check_weights,
+    cod_step,
+    finisher_step,
+    total,
+)
 from codling.training.validation import (
     CHUNK,
     Estimate,
@@ -35,12 +45,12 @@ from codling.training.validation import (
 class CoDRun(Run[TrainingConfig]):
     """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
 
-    shape = ("condition", "transformer", "convolution", "sigma_data", "space")
+    shape = ("condition", "transformer", "convolution", "finisher", "finisher_noise", "sigma_data", "space")
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.autoencoder = load_autoencoder(config, device)
         self.teacher = load_teacher(config.teacher, device=device)
-        used = [*ALWAYS]
+        used = ["finished", "sliced"] if config.finish else [*ALWAYS]
         used += ["one_step"] if config.one_step_pass else []
         used += ["alignment", "codec_alignment"] if self.teacher else []
         check_weights(config.weights, used)
@@ -68,9 +78,10 @@ class CoDRun(Run[TrainingConfig]):
             raise ConfigError("training: running means need the whole codebook in every process; set codebook=gradient")
 
     def compile(self) -> None:
-        codec = self.model.condition_codec
-        for module in (codec.encoder, codec.decoder):
-            module.compile()
+        # On a CPU the library's own convolutions are faster than compiled ones.
+        if self.device.type != "cpu":
+            for module in (self.model.condition_codec.encoder, self.model.condition_codec.decoder):
+                module.compile()
         if self.config.model.transformer is None:
             self.model.denoiser.correction = torch.compile(self.model.denoiser.correction)
             return
@@ -78,11 +89,15 @@ class CoDRun(Run[TrainingConfig]):
         transformer.output_and_tokens = torch.compile(transformer.output_and_tokens)
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
-        """A convolution begins as the prior, or else with the pictures' spectrum."""
-        if self.config.model.convolution is None:
+        """Convolutions begin as their priors, or else with the pictures' spectrum."""
+        config = self.config
+        if config.model.convolution is None and config.model.finisher is None:
             return
         images = [torch.from_numpy(to_image_array(picture)) for picture in pictures()]
-        begin_denoiser(self.model.denoiser, self.config.prior, images)
+        if config.model.convolution is not None:
+            begin_denoiser(self.model.denoiser, config.prior, images)
+        if config.model.finisher is not None:
+            begin_denoiser(self.model.finisher, config.finisher_prior, images)
         self.average = WeightAverage(self.model, self.config.average)
 
     @property
@@ -97,7 +112,7 @@ class CoDRun(Run[TrainingConfig]):
         return Objective(
             quantise=step >= config.quantise_from,
             denoise=step >= config.denoise_from,
-            encode=config.freeze_encoder_from is None or step < config.freeze_encoder_from,
+            encode=not config.finish and (config.freeze_encoder_from is None or step < config.freeze_encoder_from),
             one_step_pass=config.one_step_pass,
             align_block=config.align_block,
         )
@@ -120,9 +135,11 @@ class CoDRun(Run[TrainingConfig]):
             step=self.step,
         )
         with self.autocast():
-            result = cod_step(
-                self.model, self.head, image, state, draws, self.objective, teacher_features=self._taught(image)
-            )
+            if config.finish:
+                result = finisher_step(self.model, image, draws)
+            else:
+                taught = self._taught(image)
+                result = cod_step(self.model, self.head, image, state, draws, self.objective, teacher_features=taught)
         self._result = result
         return total(result.terms, config.weights), result.terms
 
@@ -173,6 +190,9 @@ class CoDRun(Run[TrainingConfig]):
         for steps in config.validation_steps:
             psnr, texture = distances(images, self._decoded(model, condition, images, steps))
             scores |= {f"PSNR at {steps} steps": psnr, f"SWD at {steps} steps": texture}
+        if config.finish:
+            psnr, texture = distances(images, self._finished(model, condition, images))
+            scores |= {"PSNR finished": psnr, "SWD finished": texture}
         if config.model.space != "pixel":
             return scores
         null = model.null_condition(height=config.crop, width=config.crop)
@@ -193,6 +213,8 @@ class CoDRun(Run[TrainingConfig]):
         columns = [images, self._read_off(condition)]
         if self.step >= config.denoise_from:
             columns += [self._decoded(model, condition, images, steps) for steps in config.validation_steps]
+        if config.finish:
+            columns += [self._finished(model, condition, images)]
         return columns
 
     def _conditions(self, model: CoD, images: Tensor) -> list[Tensor]:
@@ -210,12 +232,9 @@ class CoDRun(Run[TrainingConfig]):
 
     def _decoded(self, model: CoD, condition: list[Tensor], images: Tensor, steps: int) -> Tensor:
         """Pictures (n, 3, H, W) grown without guidance from fixed noise."""
-        config = model.config
-        sides = (side // config.state_stride for side in images.shape[-2:])
-        noise = fixed_noise(torch.Size((len(images), config.channels, *sides)), device=self.device)
+        config, pieces = model.config, []
         grid = uniform_grid(steps, last_step=config.last_step)
-        pieces = []
-        for c, start in zip(condition, noise.split(CHUNK), strict=True):
+        for c, start in zip(condition, self._starts(model, images), strict=True):
 
             def velocity(x: Tensor, t: Tensor, c: Tensor = c) -> Tensor:
                 with self.autocast():
@@ -223,6 +242,19 @@ class CoDRun(Run[TrainingConfig]):
 
             pieces.append(self.autoencoder.decode(sampler(config.sampler)(velocity, start, grid)))
         return torch.cat(pieces)
+
+    def _finished(self, model: CoD, condition: list[Tensor], images: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) of one step from the same noise, finished."""
+        one_step = self._decoded(model, condition, images, 1).split(CHUNK)
+        with self.autocast():
+            pieces = zip(one_step, self._starts(model, images), condition, strict=True)
+            return torch.cat([model.finish(*piece) for piece in pieces])
+
+    def _starts(self, model: CoD, images: Tensor) -> tuple[Tensor, ...]:
+        """Fixed noise for pictures, in pieces of `CHUNK`."""
+        sides = (side // model.config.state_stride for side in images.shape[-2:])
+        shape = torch.Size((len(images), model.config.channels, *sides))
+        return fixed_noise(shape, device=self.device).split(CHUNK)
 
     def _estimate(self, model: CoD, condition: list[Tensor]) -> Estimate:
         """The model as a denoiser of states at a noise fraction, which is 1 - t, for one piece after the other."""

@@ -20,7 +20,7 @@ def published_weights() -> dict[str, float]:
     """Weights of the published objective: the quantiser's loss counts 0.25, its codebook part 0.25 of that."""
     return {
         "flow": 1.0, "one_step": 1.0, "reconstruction": 1.0, "alignment": 0.5, "codec_alignment": 0.5,
-        "commitment": 0.25, "codebook": 0.0625,
+        "commitment": 0.25, "codebook": 0.0625, "finished": 1.0, "sliced": 0.7,
     }  # fmt: skip
 
 
@@ -83,8 +83,9 @@ class TrainingConfig(RunConfig):
 
     null_condition: share of samples that lose their condition. one_step_share: share of samples at t = 0.
         one_step_pass: add the term `one_step`, a second forward pass at t = 0 of every sample (published stage 3).
-    prior: name or directory of the denoiser that the model's convolution begins as, where it has one; "" begins from
-        nothing.
+    finish: train the model's finisher, on what the rest decodes in one step, and nothing else.
+    prior, finisher_prior: names or directories of the denoisers (or of OSCARs with one) that the model's convolution
+        and its finisher begin as, where it has them; "" begins from nothing.
     teacher: whose features are aligned to, see `alignment`. align_block: after how many blocks of the trunk.
     autoencoder: of latent models: a directory in `diffusers` layout, or its name on the hub.
     codebook: "average" (running means, revival of unused codewords) or "gradient" (as published).
@@ -101,7 +102,9 @@ class TrainingConfig(RunConfig):
     null_condition: float = 0.1
     one_step_share: float = 0.0
     one_step_pass: bool = False
+    finish: bool = False
     prior: str = ""
+    finisher_prior: str = ""
     teacher: str = "none"
     align_block: int = 8
     autoencoder: str = ""
@@ -123,6 +126,10 @@ class TrainingConfig(RunConfig):
                 f"training: of {self.steps} steps none is quantised, as quantise_from is {self.quantise_from}, so the "
                 "codebook would learn nothing; set quantise_from below steps"
             )
+        if self.finish and self.model.finisher is None:
+            raise ConfigError("training: finish needs a model with a finisher; set model.finisher, or finish=false")
+        if self.finish and self.crop < 2 * SMALLEST_SIDE:
+            raise ConfigError(f"training: finish needs a crop of at least {2 * SMALLEST_SIDE}, got {self.crop}")
         check_crop(self.crop, self.model.grid)
 
 
@@ -239,6 +246,8 @@ COD_XS = CoDConfig(
     transformer=TransformerConfig(
         width=160, heads=5, blocks=4, head_blocks=2, head_width=16, head_mlp_ratio=2, linear_head=True
     ),
+    finisher=DenoiserConfig(blocks=(2, 5)),
+    finisher_noise=0.39,
     sigma_data=0.5,
     tile=768,
     overlap=128,
@@ -254,6 +263,8 @@ COD_S = CoDConfig(
     transformer=TransformerConfig(
         width=256, heads=8, blocks=8, head_blocks=2, head_width=32, head_mlp_ratio=2, linear_head=True
     ),
+    finisher=DenoiserConfig(blocks=(2, 5)),
+    finisher_noise=0.39,
     sigma_data=0.5,
     tile=768,
     overlap=128,
@@ -276,11 +287,15 @@ XS_CODEC = TrainingConfig(
     model=COD_XS, crop=128, batch=32, steps=5200, learning_rate=2e-3, decay_share=0.5, average=0.999,
     null_condition=0.0, weight_decay=0.01, codebook="average", reconstruction_layers=1, quantise_from=300,
     denoise_from=5200, validation_steps=(1, 4), validation_pictures=8,
-    weights={"flow": 1.0, "reconstruction": 1.0, "commitment": 0.25, "codebook": 0.0},
+    weights={**published_weights(), "codebook": 0.0}, finisher_prior="oscar-s",
 )  # fmt: skip
 XS_FLOW = replace(
     XS_CODEC, crop=224, batch=16, steps=1950, learning_rate=1e-3, decay_share=0.447, average=0.996, null_condition=0.1,
     one_step_share=0.35, quantise_from=0, denoise_from=0, freeze_encoder_from=0,
+)  # fmt: skip
+XS_FINISH = replace(
+    XS_FLOW, finish=True, crop=256, batch=10, steps=1000, warmup=20, learning_rate=5e-4, decay_share=0.7, average=0.99,
+    null_condition=0.0, one_step_share=0.0,
 )  # fmt: skip
 S_256 = replace(
     XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2,
@@ -288,6 +303,7 @@ S_256 = replace(
     validation_pictures=24,
 )  # fmt: skip
 S_512 = replace(S_256, crop=512, batch=64, steps=10_000, learning_rate=1e-4, quantise_from=0)
+S_FINISH = replace(XS_FINISH, model=COD_S, batch=64, steps=5_000, validation_steps=(1, 25), validation_pictures=24)
 
 # The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
 OSCAR_TOKENS = OscarTraining(
@@ -310,8 +326,10 @@ RECIPES: dict[str, RunConfig] = {
     "cod-s-256": S_256,
     "cod-s-512": S_512,
     "cod-s-unified": replace(S_512, steps=5_000, one_step_share=0.35, freeze_encoder_from=0),
+    "cod-s-finish": S_FINISH,
     "cod-xs-codec": XS_CODEC,
     "cod-xs-flow": XS_FLOW,
+    "cod-xs-finish": XS_FINISH,
     "diffc-xs": DenoiserTraining(
         crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
@@ -325,8 +343,8 @@ RECIPES: dict[str, RunConfig] = {
 CHAINS: dict[str, tuple[str, ...]] = {
     "cod-pixel": ("cod-pixel-256", "cod-pixel-512", "cod-pixel-unified"),
     "cod-latent": ("cod-latent-256", "cod-latent-512", "cod-latent-unified"),
-    "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified"),
-    "cod-xs": ("cod-xs-codec", "cod-xs-flow"),
+    "cod-s": ("cod-s-256", "cod-s-512", "cod-s-unified", "cod-s-finish"),
+    "cod-xs": ("cod-xs-codec", "cod-xs-flow", "cod-xs-finish"),
     "oscar-s": ("oscar-s-tokens", "oscar-s-restore"),
     "oscar-s-published": ("oscar-s-tokens", "oscar-s-restore-published"),
 }

@@ -2,6 +2,8 @@
 
 flow: |v - (x_1 - x_0)|^2 with logit-normal times (rectified flow); a share of the samples may sit at t = 0, where the
     same term is the one-step reconstruction error (one reading of unified post-training).
+finished: |finish(x_0 + v(x_0, 0)) - x_1|^2, where the finisher learns; sliced: how far its textures are from the true
+    ones, see `sliced`.
 one_step: |x_0 + v(x_0, 0) - x_1|^2, a second pass of the same noise at t = 0 (the other reading, that of the published
     code).
 reconstruction: |head(condition) - x_1|^2, the auxiliary state read off the condition map.
@@ -23,8 +25,12 @@ from codling.errors import ConfigError
 from codling.models.cod import CoD
 from codling.training.alignment import Projection, misalignment
 from codling.training.draws import noise_like, step_generator
+from codling.training.sliced import sliced
 
-TERMS = ("flow", "one_step", "reconstruction", "alignment", "codec_alignment", "commitment", "codebook")
+TERMS = (
+    "flow", "finished", "sliced", "one_step", "reconstruction", "alignment", "codec_alignment", "commitment",
+    "codebook",
+)  # fmt: skip
 ALWAYS = ("flow", "reconstruction", "commitment", "codebook")
 
 
@@ -56,11 +62,13 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one step: times (B,), starting noise like the states, and who loses the condition (B,)."""
+    """The random numbers of one step: times (B,), starting noise like the states, and who loses the condition (B,);
+    directions: of the distance between textures."""
 
     t: Tensor
     noise: Tensor
     null: Tensor
+    directions: torch.Generator
 
     @classmethod
     def make(
@@ -79,10 +87,11 @@ class Draws:
         t = torch.randn(batch, generator=generator).sigmoid()
         t = torch.where(torch.rand(batch, generator=generator) < one_step_share, 0.0, t)
         null = torch.rand(batch, generator=generator) < null_condition
-        rows = list(places)
+        rows, device = list(places), state.device
         return cls(
-            t[rows].to(state.device), noise_like(state, places, seed=seed, step=step), null[rows].to(state.device)
-        )
+            t[rows].to(device), noise_like(state, places, seed=seed, step=step), null[rows].to(device),
+            step_generator(seed + 1, step),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,18 @@ def cod_step(
             token_map = F.adaptive_avg_pool2d(token_map, condition.shape[-2:])
             terms["alignment"] = misalignment(heads.tokens(token_map), teacher_features).mean()
     return StepResult(terms, features.detach().float(), quantised.indices, ~draws.null)
+
+
+def finisher_step(model: CoD, image: Tensor, draws: Draws) -> StepResult:
+    """The terms of the finisher for images (B, 3, H, W): all else of the model stays as it is."""
+    with torch.no_grad():
+        features = model.condition_codec.encoder(image)
+        quantised = model.condition_codec.quantiser(features)
+        condition = model.condition_codec.decoder(quantised.codewords)
+        one_step = draws.noise + model.velocity(draws.noise, torch.zeros_like(draws.t), condition).float()
+    made = model.finish(one_step, draws.noise, condition)
+    terms = {"finished": F.mse_loss(made, image), "sliced": sliced(made, image, draws.directions)}
+    return StepResult(terms, features.float(), quantised.indices, ~draws.null)
 
 
 def check_weights(weights: Mapping[str, float], used: Collection[str]) -> None:
