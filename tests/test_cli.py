@@ -118,7 +118,7 @@ def test_models_are_listed(tiny_directory: Path) -> None:
 def test_version_and_dry_run() -> None:
     assert run("--version").stdout.strip() == codling.__version__
     config = json.loads(run("train", "cod-xs", "--set", "batch=3", "--dry-run").stdout)
-    assert [stage["batch"] for stage in config.values()] == [3, 3]
+    assert [stage["batch"] for stage in config.values()] == [3, 3, 3]
 
 
 def test_importing_needs_no_torch() -> None:
