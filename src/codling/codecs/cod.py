@@ -102,17 +102,17 @@ class CoDCodec:
 
     def finished(self, indices: Tensor, *, seed: int = 0) -> Tensor:
         """Indices (1, h, w) -> the faithful picture (1, 3, H, W) with texture, of a model with a finisher."""
-        image = self.faithful(indices, seed=seed).to(self.device)
         noise = self._noise(indices, seed=seed).to(self.device)
         tiles, conditions = self._conditions(indices)
+        velocity = self._tiled(tiles, lambda numbers: conditions[numbers])
 
         def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
             grain = torch.cat([tiles[n].cut(noise) for n in numbers])
             return self.model.finish(pieces, grain, conditions[numbers])
 
         with torch.inference_mode(), self._autocast():
-            finished = blend(on_tiles, image, tiles, overlap=self.model.config.overlap, stride=1)
-        return finished.float().cpu()
+            faithful = noise + velocity(noise, noise.new_zeros(1))
+            return blend(on_tiles, faithful, tiles, overlap=self.model.config.overlap, stride=1).float().cpu()
 
     def finishing_error(self) -> float:
         """What is expected of `faithful`, squared and a sample, for who finishes it.
