@@ -153,8 +153,7 @@ class CoD(nn.Module):
         """
         s = image.new_full((len(image),), self.config.finisher_noise)
         s4 = s.view(-1, 1, 1, 1)
-        correction = self.finisher.correction((1 - s4) * image + s4 * noise, image, s, self.finisher.read(condition))
-        return image + self.finisher.scale(s) * correction.float()
+        return self.finisher.corrected((1 - s4) * image + s4 * noise, image, s, self.finisher.read(condition))
 
     def null_condition(self, *, height: int, width: int) -> Tensor:
         """Condition of "nothing known", `(1, C, height / 16, width / 16)`: that of the image of pixels all -1."""

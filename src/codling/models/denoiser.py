@@ -115,6 +115,10 @@ class Denoiser(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             estimate = self.filter(x.float(), noise)
+        return self.corrected(x, estimate, noise, hints)
+
+    def corrected(self, x: Tensor, estimate: Tensor, noise: Tensor, hints: Sequence[Tensor] = ()) -> Tensor:
+        """An estimate, the filter's or whatever else is known of states, with what the network adds to it."""
         correction: Tensor = self.correction(x, estimate, noise, hints)
         return estimate + self.scale(noise) * correction.float()
 

@@ -80,5 +80,4 @@ class Oscar(nn.Module):
 
     def restore(self, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
         """States (B, 3, H, W) at noise fractions (B,), and the coarse images that are known of them -> images."""
-        correction: Tensor = self.denoiser.correction(state, coarse, noise_level)
-        return coarse + self.denoiser.scale(noise_level) * correction.float()
+        return self.denoiser.corrected(state, coarse, noise_level)
