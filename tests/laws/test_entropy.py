@@ -58,10 +58,10 @@ def test_coding_is_invertible_near_the_ideal_and_as_documented() -> None:
         symbols = [int(rng.choice(size, p=p[c])) for c in contexts]
         encoder = Encoder()
         for symbol, context in zip(symbols, contexts, strict=True):
-            encoder.put(symbol, tables, int(context))
+            encoder.put(symbol, tables.model(int(context)))
         data = encoder.finish()
         decoder = Decoder(data)
-        assert [decoder.get(tables, int(c)) for c in contexts] == symbols, trial
+        assert [decoder.get(tables.model(int(c))) for c in contexts] == symbols, trial
         assert documented_decoder(data, [tables.weights[c] for c in contexts]) == symbols, trial
         ideal = sum(tables.bits(int(c), s) for s, c in zip(symbols, contexts, strict=True)) / 8
         assert ideal - 1 <= len(data) <= ideal + 2
@@ -76,7 +76,7 @@ def test_no_shorter_ending_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
         symbols = [int(s) for s in rng.integers(0, 9, int(rng.integers(1, 9)))]
         encoder = Encoder()
         for symbol in symbols:
-            encoder.put(symbol, tables, 0)
+            encoder.put(symbol, tables.model(0))
         data, rows = encoder.finish(), [tables.weights[0]] * len(symbols)
         assert documented_decoder(data, rows) == symbols
         lengths.add(len(data))

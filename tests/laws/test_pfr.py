@@ -58,9 +58,9 @@ def test_code_lengths_keep_the_bound(information: float) -> None:
     assert length < information + np.log2(information + 1) + 5
     coder = Encoder()
     for index in indices[:40]:
-        coder.put(index, tables, 0)
+        coder.put(index, tables.model(0))
     decoder = Decoder(coder.finish())
-    assert [decoder.get(tables, 0) for _ in range(40)] == indices[:40]
+    assert [decoder.get(tables.model(0)) for _ in range(40)] == indices[:40]
 
 
 def test_chunks_share_the_bits_evenly() -> None:

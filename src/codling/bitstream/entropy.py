@@ -5,6 +5,7 @@ machine codes with the same numbers (law 4): `frequencies`. The coder's arithmet
 """
 
 from functools import cached_property
+from typing import TypeAlias
 
 import constriction
 import numpy as np
@@ -12,6 +13,10 @@ import numpy as np
 from codling.errors import FormatError
 
 PRECISION = 24
+# Costs of symbols are counted in so many parts of a bit.
+PARTS = 1024
+
+Categorical: TypeAlias = constriction.stream.model.Categorical
 
 
 def frequencies(weights: np.ndarray) -> np.ndarray:
@@ -24,6 +29,18 @@ def frequencies(weights: np.ndarray) -> np.ndarray:
     f = 1 + w * free // w.sum()
     f[np.argmax(w)] += 2**PRECISION - f.sum()
     return f
+
+
+def categorical(weights: np.ndarray) -> Categorical:
+    """The coder's model of symbols with integer weights, as `frequencies` has them."""
+    # constriction gives every symbol 1 and shares out the other 2^24 - n by the numbers it is handed; handing it the
+    # frequencies less 1, which sum to exactly that, makes its scale exactly 1.0 and its table ours.
+    return Categorical((frequencies(weights) - 1).astype(np.float64), perfect=False)
+
+
+def least_cost(most: int) -> int:
+    """What a symbol of frequency `most` takes, in 1024ths of a bit, rounded down: integers alone decide it."""
+    return PARTS * PRECISION - (most**PARTS - 1).bit_length()
 
 
 def fit_weights(counts: np.ndarray, *, limit: int = 65_535) -> np.ndarray:
@@ -49,16 +66,13 @@ class TableSet:
         return float(PRECISION - np.log2(frequencies(self.weights[context])[symbol]))
 
     @cached_property
-    def _models(self) -> dict[int, constriction.stream.model.Categorical]:
+    def _models(self) -> dict[int, Categorical]:
         return {}
 
-    def model(self, context: int) -> constriction.stream.model.Categorical:
+    def model(self, context: int) -> Categorical:
         """The coder's model for a context, made on first use."""
         if context not in self._models:
-            # constriction gives every symbol 1 and shares out the other 2^24 - n by the numbers it is handed; handing
-            # it the frequencies less 1, which sum to exactly that, makes its scale exactly 1.0 and its table ours.
-            rest = (frequencies(self.weights[context]) - 1).astype(np.float64)
-            self._models[context] = constriction.stream.model.Categorical(rest, perfect=False)
+            self._models[context] = categorical(self.weights[context])
         return self._models[context]
 
 
@@ -68,8 +82,8 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def put(self, symbol: int, tables: TableSet, context: int) -> None:
-        self._coder.encode(int(symbol), tables.model(context))
+    def put(self, symbol: int, model: Categorical) -> None:
+        self._coder.encode(int(symbol), model)
 
     def finish(self) -> bytes:
         """The shortest bytes that decode to the symbols: 32-bit words, most significant byte first, cut at the end.
@@ -105,8 +119,8 @@ class Decoder:
         padded = data + bytes(-len(data) % 4) + bytes(8)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
-    def get(self, tables: TableSet, context: int) -> int:
+    def get(self, model: Categorical) -> int:
         try:
-            return int(self._coder.decode(tables.model(context)))
+            return int(self._coder.decode(model))
         except (AssertionError, ValueError) as error:
             raise FormatError("the coded indices are damaged: no symbol has this code") from error

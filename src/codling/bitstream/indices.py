@@ -1,23 +1,23 @@
 """Maps of vector-quantiser indices as bytes: context coded, or raw where that is shorter.
 
 The first byte is the mode. RAW: fixed width, most significant bit first. CODED: each index in raster order by the range
-coder, with the table of its context: the groups of its left and upper neighbours. It is filled up with zeros to what as
-many indices of the most frequent kind take, so that a few bytes cannot claim to be a picture of any size.
+coder, as the model of its map predicts it: by a table for its left and upper neighbours, or by a network that sees more
+of what is known. It is filled up with zeros to what as many indices of the most frequent kind take, so that a few bytes
+cannot claim to be a picture of any size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
 from codling.bitstream.bits import pack_bits, packed_size, unpack_bits
-from codling.bitstream.entropy import PRECISION, Decoder, Encoder, TableSet, frequencies
+from codling.bitstream.context_network import ContextNetwork, bordered, inner
+from codling.bitstream.entropy import PARTS, Categorical, Decoder, Encoder, TableSet, frequencies, least_cost
 from codling.errors import FormatError
-
-# Costs of indices are counted in so many parts of a bit.
-PARTS = 1024
 
 
 class Mode(IntEnum):
@@ -38,6 +38,9 @@ class IndexModel:
     groups: np.ndarray
     weights: np.ndarray
 
+    # Tables know nothing of other maps.
+    maps_before: ClassVar[int] = 0
+
     def __post_init__(self) -> None:
         if self.weights.shape != ((self.outside + 1) ** 2, len(self.groups)):
             raise ValueError(f"index tables of shape {self.weights.shape} do not fit {len(self.groups)} indices")
@@ -47,11 +50,23 @@ class IndexModel:
         """The group of positions outside the map: G."""
         return int(self.groups.max()) + 1
 
+    @property
+    def symbols(self) -> int:
+        """Size of the codebook."""
+        return len(self.groups)
+
     @cached_property
     def least_cost(self) -> int:
-        """What the cheapest index of any context takes, in 1024ths of a bit, rounded down: integers alone decide it."""
-        most = max(int(frequencies(row).max()) for row in self.weights)
-        return PARTS * PRECISION - (most**PARTS - 1).bit_length()
+        """What the cheapest index of any context takes, in 1024ths of a bit, rounded down."""
+        return least_cost(max(int(frequencies(row).max()) for row in self.weights))
+
+    @cached_property
+    def tables(self) -> TableSet:
+        return TableSet(self.weights)
+
+    def predict(self, known: np.ndarray, number: int, row: int, column: int) -> Categorical:
+        """The coder's model of one index of map `number`; all before it in the `bordered` maps are known."""
+        return self.tables.model(self.context(inner(known)[number], row, column))
 
     def context(self, indices: np.ndarray, row: int, column: int) -> int:
         """Row of the table for a position whose left and upper neighbours are known."""
@@ -60,43 +75,45 @@ class IndexModel:
         return int(left) * (self.outside + 1) + int(upper)
 
 
+IndexPredictor = IndexModel | ContextNetwork
+
+
 def index_bits(codebook_size: int) -> int:
     """Bits of an index at fixed width."""
     return (codebook_size - 1).bit_length()
 
 
-def least_bytes(count: int, models: Sequence[IndexModel]) -> int:
+def least_bytes(count: int, models: Sequence[IndexPredictor]) -> int:
     """Bytes of coded maps of `count` indices each, one a model: no fewer, whatever the indices."""
     return count * sum(model.least_cost for model in models) // (8 * PARTS)
 
 
-def encode_indices(indices: np.ndarray, codebook_size: int, model: IndexModel | None) -> bytes:
+def encode_indices(indices: np.ndarray, codebook_size: int, model: IndexPredictor | None) -> bytes:
     """Indices (h, w) in [0, codebook_size) -> bytes, in the shorter of the two modes."""
     return encode_maps(indices[None], codebook_size, None if model is None else [model])
 
 
-def decode_indices(data: bytes, shape: tuple[int, int], codebook_size: int, model: IndexModel | None) -> np.ndarray:
+def decode_indices(data: bytes, shape: tuple[int, int], codebook_size: int, model: IndexPredictor | None) -> np.ndarray:
     """The inverse: indices (h, w), int64. Raises FormatError on bytes that `encode_indices` does not write."""
     maps: np.ndarray = decode_maps(data, (1, *shape), codebook_size, None if model is None else [model])
     return maps[0]
 
 
-def encode_maps(maps: np.ndarray, codebook_size: int, models: Sequence[IndexModel] | None) -> bytes:
-    """Maps of indices (n, h, w), one after the other, each with tables of its own -> bytes, in the shorter mode."""
+def encode_maps(maps: np.ndarray, codebook_size: int, models: Sequence[IndexPredictor] | None) -> bytes:
+    """Maps of indices (n, h, w), one after the other, each with a model of its own -> bytes, in the shorter mode."""
     raw = bytes([Mode.RAW]) + pack_bits(maps, index_bits(codebook_size))
     if models is None:
         return raw
-    encoder = Encoder()
-    for indices, model in zip(maps, models, strict=True):
-        tables = TableSet(model.weights)
-        for row, column in np.ndindex(*indices.shape):
-            encoder.put(int(indices[row, column]), tables, model.context(indices, row, column))
+    encoder, known = Encoder(), bordered(maps)
+    for number, model in enumerate(models):
+        for row, column in np.ndindex(*maps.shape[1:]):
+            encoder.put(int(maps[number, row, column]), model.predict(known, number, row, column))
     coded = bytes([Mode.CODED]) + encoder.finish().ljust(least_bytes(maps[0].size, models), b"\0")
     return coded if len(coded) < len(raw) else raw
 
 
 def decode_maps(
-    data: bytes, shape: tuple[int, int, int], codebook_size: int, models: Sequence[IndexModel] | None
+    data: bytes, shape: tuple[int, int, int], codebook_size: int, models: Sequence[IndexPredictor] | None
 ) -> np.ndarray:
     """The inverse: indices (n, h, w), int64. Raises FormatError on bytes that `encode_maps` does not write."""
     if not data:
@@ -123,9 +140,9 @@ def decode_maps(
             f"{' x '.join(map(str, shape))} coded indices take at least {least} bytes, got {len(data) - 1}: the file "
             "is damaged, or its size is not that of its picture"
         )
-    decoder, maps = Decoder(data[1:]), np.zeros(shape, np.int64)
-    for indices, model in zip(maps, models, strict=True):
-        tables = TableSet(model.weights)
-        for row, column in np.ndindex(*indices.shape):
-            indices[row, column] = decoder.get(tables, model.context(indices, row, column))
-    return maps
+    decoder, known = Decoder(data[1:]), bordered(np.zeros(shape, np.int64))
+    maps = inner(known)
+    for number, model in enumerate(models):
+        for row, column in np.ndindex(*shape[1:]):
+            maps[number, row, column] = decoder.get(model.predict(known, number, row, column))
+    return np.ascontiguousarray(maps)

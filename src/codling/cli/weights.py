@@ -1,15 +1,21 @@
-"""`codling weights`: store a model's weights smaller, average them, cut them into parts, put parts together."""
+"""`codling weights`: store a model's weights smaller, average them, cut them, learn to code its indices shorter."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from codling.errors import ConfigError, RateError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 app = typer.Typer(help="Store weights in fewer bits or in parts, or average them.", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; new or empty.", show_default=False)]
+
+# Photographs are shrunk to this many pixels on their short side before they are learned from.
+LONGEST = 512
 
 
 @app.command("split")
@@ -83,6 +89,51 @@ def average_command(
     except ValueError:
         raise ConfigError(f"--shares wants numbers with commas between them, as 0.5,0.3,0.2, got {shares!r}") from None
     save_model(output, average(models, numbers), precision=precision)
+    print(f"{output}: use it with --model {output}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    output: Output,
+    data: Annotated[str, typer.Option(help="Photographs to learn from: a folder, or tar shards.", show_default=False)],
+    validation: Annotated[
+        str, typer.Option(help="Others, to say what it saves; not those of a test.", show_default=False)
+    ] = "",
+    epochs: Annotated[float, typer.Option(help="How often each index is learned from.")] = 1.5,
+    hidden: Annotated[int, typer.Option(help="Units of each network.")] = 96,
+    times: Annotated[int, typer.Option(min=1, help="How often each photograph is seen, at a size of its own.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Photographs at most.", show_default=False)] = None,
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="How the other weights are stored.")
+    ] = "float16",
+) -> None:
+    """Train the networks of integers that code a model's indices: shorter files of the same pictures."""
+    import torch
+
+    from codling.training.context_networks import ContextTraining
+    from codling.training.data import load_pictures
+    from codling.training.index_maps import bits_an_index, index_maps, views, with_context_networks
+    from codling.weights.store import load_parts, save_model
+
+    _check_empty(output)
+    config = ContextTraining(hidden=hidden, epochs=epochs)  # before the long part, as it may be wrong
+    parts = load_parts(model, device=torch.device("cpu"))
+
+    def read(source: str) -> "list[np.ndarray]":
+        return load_pictures(source, crop=LONGEST, scales=(1.0, LONGEST), limit=limit).pictures
+
+    held_out = index_maps(parts, read(validation)) if validation else []
+    before = bits_an_index(parts, held_out)
+    maps = index_maps(parts, views(read(data), times, seed=0))
+
+    def report(number: int, step: int, loss: float) -> None:
+        print(f"map {number}: step {step}, {loss:.3f} bits an index")
+
+    parts = with_context_networks(parts, maps, config, report=report)
+    save_model(output, parts, precision=precision)
+    for number, (old, new) in enumerate(zip(before, bits_an_index(parts, held_out), strict=True)):
+        print(f"stack {number}: {old:.3f} bits an index before, {new:.3f} after, on {validation}")
     print(f"{output}: use it with --model {output}")
 
 

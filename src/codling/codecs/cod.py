@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from codling.bitstream.container import CodecId
-from codling.bitstream.indices import IndexModel, decode_indices, encode_indices
+from codling.bitstream.indices import IndexPredictor, decode_indices, encode_indices
 from codling.bitstream.prng import gaussians
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.tiling import Tile, assemble, batches, blend, pad_to_grid, plan_tiles
@@ -38,7 +38,7 @@ class CoDCodec:
         *,
         name: str,
         model_id: int,
-        index_model: IndexModel | None = None,
+        index_model: IndexPredictor | None = None,
         autoencoder: Autoencoder | None = None,
         error: float | None = None,
     ):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codling.bitstream.bits import packed_size
 from codling.bitstream.container import CodecId
-from codling.bitstream.indices import IndexModel, Mode, decode_maps, encode_maps, index_bits
+from codling.bitstream.indices import IndexPredictor, Mode, decode_maps, encode_maps, index_bits
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.tiling import pad_to_grid
 from codling.errors import ConfigError, FormatError, RateError
@@ -36,7 +36,13 @@ class OscarCodec:
     codec_id = CodecId.OSCAR
 
     def __init__(
-        self, model: OscarModel, *, name: str, model_id: int, index_models: Sequence[IndexModel] = (), gains: int = 0
+        self,
+        model: OscarModel,
+        *,
+        name: str,
+        model_id: int,
+        index_models: Sequence[IndexPredictor] = (),
+        gains: int = 0,
     ):
         if len(model.levels) > MAX_LEVELS:
             raise ConfigError(
@@ -146,7 +152,7 @@ class OscarCodec:
         count = entry.depth * self._padded(height) // entry.stride * (self._padded(width) // entry.stride)
         return 1 + self.gains + packed_size(count, index_bits(entry.codebook_size))
 
-    def _tables(self, level: int) -> Sequence[IndexModel] | None:
+    def _tables(self, level: int) -> Sequence[IndexPredictor] | None:
         """Of each map of a level: those it has in common with the levels before it, and its own."""
         depth = self.model.levels[level].depth
         return self.index_models[level - depth + 1 : level + 1] if self.index_models else None

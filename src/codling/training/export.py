@@ -1,24 +1,22 @@
 """From a training run to a model's directory."""
 
+from dataclasses import replace
 from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
 from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.calibration import calibrate
-from codling.codecs.cod import CoDCodec
 from codling.codecs.diffc_stream import DiffCConfig
-from codling.codecs.oscar_pixel import PixelOscar
-from codling.codecs.tiling import pad_to_grid
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.pictures import to_image_array
 from codling.training.data import load_pictures
+from codling.training.index_maps import index_maps
 from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
 from codling.training.walks import Jumps
@@ -62,13 +60,10 @@ def export_run(
     if isinstance(model, Oscar):
         return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
     # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
-    codec = CoDCodec(model, name="export", model_id=0)
-    data = load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures
-    maps = index_maps(codec, data)
-    tables = fit_index_model(maps, run.config.model.condition.codebook_size)
-    return save_model(
-        directory, Parts(model, index_model=tables, autoencoder=run.config.autoencoder), precision=precision
-    )
+    parts = Parts(model, autoencoder=run.config.autoencoder)
+    (maps,) = index_maps(parts, load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures)
+    tables = fit_index_model([indices[0] for indices in maps], run.config.model.condition.codebook_size)
+    return save_model(directory, replace(parts, index_model=tables), precision=precision)
 
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
@@ -84,13 +79,8 @@ def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
 
 def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
     """An OSCAR model with index tables for every level, small ones, and for DiffC what its jumps were planned with."""
-    codec, maps = PixelOscar(model), [list[np.ndarray]() for _ in model.levels]
-    for picture in load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures:
-        image = pad_to_grid(torch.from_numpy(to_image_array(picture))[None], codec.grid)
-        with torch.inference_mode():
-            tokens = codec.encode_levels(image, range(len(maps)))
-        for found, of_level in zip(maps, tokens, strict=True):
-            found.append(of_level.indices[0, -1].numpy())
+    stacks = index_maps(Parts(model), load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures)
+    maps = ([indices[depth] for indices in stack] for stack in stacks for depth in range(len(stack[0])))
     tables = (
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
@@ -102,8 +92,3 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
 def table_groups(codebook_size: int) -> int:
     """The most groups, up to the usual ones, whose tables have no more than `TABLE_ENTRIES` numbers."""
     return max(1, min(MAX_GROUPS, isqrt(TABLE_ENTRIES // codebook_size) - 1))
-
-
-def index_maps(codec: CoDCodec, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """Indices (h, w) of each picture (H, W, 3) uint8."""
-    return [codec.indices(torch.from_numpy(to_image_array(picture))[None]).numpy() for picture in pictures]

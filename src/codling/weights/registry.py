@@ -1,12 +1,13 @@
 """Models ready to code: from a name, a directory, or the id that a stream carries."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from codling.bitstream.container import CodecId
-from codling.bitstream.indices import IndexModel
+from codling.bitstream.indices import IndexPredictor
 from codling.codecs.backbones import Backbone, CoDBackbone, DenoiserBackbone
 from codling.codecs.base import Codec
 from codling.codecs.calibration import expected_error
@@ -111,7 +112,8 @@ def backbone_of(parts: Parts, *, name: str) -> Backbone:
 def oscar_codec(parts: Parts, *, name: str, number: int) -> OscarCodec:
     """An OSCAR model as a codec, prepared for decoding. number: the model's id."""
     model, gains = oscar_model(parts.model), 0
-    _check_tables(parts.index_models, [level.codebook_size for level in model.levels], name)
+    sizes, depths = zip(*((level.codebook_size, level.depth) for level in model.levels), strict=True)
+    _check_tables(parts.index_models, list(sizes), list(depths), name)
     if isinstance(parts.model, OscarStableDiffusion):
         # The published network wants the norms of the true latent's channels.
         model, gains = parts.model.prepare(), parts.model.channels
@@ -129,9 +131,8 @@ def oscar_model(model: Model) -> LatentModel:
 def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:
     """A CoD model with its autoencoder. number: the model's id."""
     assert isinstance(parts.model, CoD)
-    _check_tables(
-        () if parts.index_model is None else (parts.index_model,), [parts.model.config.condition.codebook_size], name
-    )
+    tables = () if parts.index_model is None else (parts.index_model,)
+    _check_tables(tables, [parts.model.config.condition.codebook_size], [1], name)
     autoencoder: Autoencoder | None = None
     if parts.model.config.space == "sd-vae":
         autoencoder = StableDiffusionVAE.load(parts.autoencoder).to(next(parts.model.parameters()).device)
@@ -141,12 +142,21 @@ def cod_codec(parts: Parts, *, name: str, number: int) -> CoDCodec:
     )
 
 
-def _check_tables(tables: tuple[IndexModel, ...], codebooks: list[int], name: str) -> None:
-    """Raises ModelError unless a model has no index tables, or one for each of the codebooks."""
-    found = [len(table.groups) for table in tables]
-    if found and found != codebooks:
+def _check_tables(tables: Sequence[IndexPredictor], sizes: list[int], depths: list[int], name: str) -> None:
+    """Raises ModelError unless a model has nothing to code its indices with, or something for each of its maps.
+
+    sizes: of the codebooks. depths: how many maps of a picture there are up to each.
+    """
+    found = [table.symbols for table in tables]
+    if found and found != sizes:
         raise ModelError(
-            f"model {name} has index tables for codebooks of {found}, wanted {codebooks}: it is damaged; get it again"
+            f"model {name} has index tables for codebooks of {found}, wanted {sizes}: it is damaged; get it again"
+        )
+    before = [table.maps_before for table in tables]
+    if any(back >= depth for back, depth in zip(before, depths, strict=False)):
+        raise ModelError(
+            f"model {name} has networks that look {before} maps back, but pictures have {depths} maps there: it is "
+            "damaged; get it again"
         )
 
 

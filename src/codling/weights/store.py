@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codling.bitstream.indices import IndexModel
+from codling.bitstream.context_network import ContextNetwork
+from codling.bitstream.indices import IndexModel, IndexPredictor
 from codling.codecs.activity_map import CLASSES, Tables
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.configuration import from_dict, to_dict
@@ -34,8 +35,9 @@ from codling.weights.catalogue import CONFIG, FORMAT, Precision, read_config
 from codling.weights.packing import pack, unpack
 
 WEIGHTS = "model.safetensors"
-# Integer tables of the indices: `index_model.groups`, or with levels `index_model.3.groups`, and `.weights`.
-INDEX_MODEL, INDEX_PARTS = "index_model", ("groups", "weights")
+# What codes the indices: of tables `index_model.groups` and `.weights`, of a network `index_model.looks` and so on; of
+# models with levels `index_model.3.groups` and so on.
+INDEX_MODEL = "index_model"
 # Error tables of DiffC: `error_table.conditional.levels`, ... , of the conditional and the unconditional model.
 ERROR_TABLE, ERROR_PARTS = "error_table", ("levels", "edges", "log_error")
 # Beside them, of models with activity maps: errors by class, and the tables of the maps.
@@ -86,13 +88,14 @@ class Manifest:
 class Parts:
     """A model as its directory holds it.
 
-    index_model: tables of a model with one rate. index_models: of one with levels, for each of them, or empty.
+    index_model: tables or network that code the indices of a model with one rate. index_models: of one with levels, for
+        each of them, or empty.
     error_tables: by whether the model has its condition.
     """
 
     model: Model
-    index_model: IndexModel | None = None
-    index_models: tuple[IndexModel, ...] = ()
+    index_model: IndexPredictor | None = None
+    index_models: tuple[IndexPredictor, ...] = ()
     error_tables: Mapping[bool, Tables] = field(default_factory=dict)
     diffc: DiffCConfig | None = None
     autoencoder: str = ""
@@ -163,22 +166,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _index_tensors(prefix: str, index_model: IndexModel) -> dict[str, Tensor]:
-    return {f"{prefix}.{part}": torch.from_numpy(getattr(index_model, part)) for part in INDEX_PARTS}
+def _index_tensors(prefix: str, index_model: IndexPredictor) -> dict[str, Tensor]:
+    return {f"{prefix}.{part.name}": torch.from_numpy(getattr(index_model, part.name)) for part in fields(index_model)}
 
 
-def _index_model(stored: Mapping[str, Tensor], prefix: str) -> IndexModel | None:
-    if f"{prefix}.{INDEX_PARTS[0]}" not in stored:
-        return None
-    try:
-        groups, weights = (stored[f"{prefix}.{part}"].numpy() for part in INDEX_PARTS)
-        return IndexModel(groups, weights)
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"the tables {prefix} of the model are damaged ({error}); get it again") from error
+def _index_model(stored: Mapping[str, Tensor], prefix: str) -> IndexPredictor | None:
+    kinds: tuple[type[IndexPredictor], ...] = (IndexModel, ContextNetwork)
+    for kind in kinds:
+        names = [part.name for part in fields(kind)]
+        if f"{prefix}.{names[0]}" in stored:
+            try:
+                return kind(*(stored[f"{prefix}.{name}"].numpy() for name in names))
+            except (KeyError, ValueError) as error:
+                raise ModelError(f"the tables {prefix} of the model are damaged ({error}); get it again") from error
+    return None
 
 
-def _index_models(stored: Mapping[str, Tensor]) -> tuple[IndexModel, ...]:
-    models: list[IndexModel] = []
+def _index_models(stored: Mapping[str, Tensor]) -> tuple[IndexPredictor, ...]:
+    models: list[IndexPredictor] = []
     while (found := _index_model(stored, f"{INDEX_MODEL}.{len(models)}")) is not None:
         models.append(found)
     return tuple(models)
@@ -205,6 +210,9 @@ def _error_tables(stored: Mapping[str, Tensor], conditional: bool) -> Tables | N
         whole = ErrorTable(levels, edges, log_error)
         by_class = stored.get(f"{name}.{LOCAL_ERROR}")
         local = None if by_class is None else replace(whole, log_error=by_class.numpy(), classes=CLASSES)
-        return Tables(whole, local, _index_model(stored, f"{name}.{MAP_MODEL}"))
+        maps = _index_model(stored, f"{name}.{MAP_MODEL}")
+        if maps is not None and not isinstance(maps, IndexModel):
+            raise ValueError("activity maps are coded by tables")
+        return Tables(whole, local, maps)
     except (KeyError, ValueError) as error:
         raise ModelError(f"the tables {name} of the model are damaged ({error}); get it again") from error

@@ -1,0 +1,109 @@
+"""Maps of a model's indices of many pictures, and the model with networks that predict them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from codling.bitstream.indices import IndexPredictor, encode_maps
+from codling.codecs.cod import CoDCodec
+from codling.codecs.tiling import pad_to_grid
+from codling.errors import ConfigError
+from codling.models.cod import CoD
+from codling.models.oscar import Oscar
+from codling.models.oscar_stable_diffusion import OscarStableDiffusion
+from codling.pictures import to_image_array
+from codling.training.context_networks import ContextTraining, train_context_network
+from codling.weights.registry import oscar_model
+from codling.weights.store import Parts
+
+# How much pictures are shrunk or enlarged before they are looked at, so that there are more of them.
+SCALES = (0.75, 1.5)
+
+# Of each stack of maps that one picture has: maps (depth, h, w) of every picture.
+Maps = list[list[np.ndarray]]
+
+
+def views(pictures: Sequence[np.ndarray], count: int, *, seed: int) -> Iterator[np.ndarray]:
+    """Pictures (H, W, 3) uint8, each `count` times: scaled at random, half of them mirrored, cut at the top left."""
+    rng = np.random.default_rng(seed)
+    for picture in list(pictures) * count:
+        image, scale = Image.fromarray(picture), rng.uniform(*SCALES)
+        height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+        seen = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+        seen = seen[int(rng.integers(min(64, 1 + height // 4))) :, int(rng.integers(min(64, 1 + width // 4))) :]
+        yield seen[:, ::-1] if rng.random() < 0.5 else seen
+
+
+def index_maps(parts: Parts, pictures: Iterator[np.ndarray] | Sequence[np.ndarray]) -> Maps:
+    """What a model makes of pictures (H, W, 3) uint8: of CoD one stack of one map, of OSCAR its stacks of maps."""
+    tops, encode = _encoder(parts)
+    maps: Maps = [[] for _ in tops]
+    for picture in pictures:
+        image = torch.from_numpy(to_image_array(np.ascontiguousarray(picture)))[None]
+        for found, indices in zip(maps, encode(image), strict=True):
+            found.append(indices)
+    return maps
+
+
+def with_context_networks(
+    parts: Parts, maps: Maps, config: ContextTraining, *, report: Callable[[int, int, float], None]
+) -> Parts:
+    """The model with a network for each map. report: called with the map's number, from 0, the steps and the loss."""
+    networks: list[IndexPredictor] = []
+    sizes = codebook_sizes(parts)
+    for stack in maps:
+        for depth in range(1, len(stack[0]) + 1):
+            number = len(networks)
+
+            def told(step: int, loss: float, number: int = number) -> None:
+                report(number, step, loss)
+
+            seen = [indices[:depth] for indices in stack]
+            networks.append(train_context_network(seen, sizes[number], config, report=told))
+    if isinstance(parts.model, CoD):
+        return replace(parts, index_model=networks[0])
+    return replace(parts, index_models=tuple(networks))
+
+
+def bits_an_index(parts: Parts, maps: Maps) -> list[float]:
+    """What maps of other pictures cost, in files, by stack: bits an index, the mode byte left out."""
+    predictors: Sequence[IndexPredictor] = parts.index_models
+    if isinstance(parts.model, CoD):
+        predictors = [] if parts.index_model is None else [parts.index_model]
+    costs, sizes, first = [], codebook_sizes(parts), 0
+    for stack in maps:
+        chosen = predictors[first : first + len(stack[0])] or None
+        coded = sum(len(encode_maps(indices, sizes[first], chosen)) - 1 for indices in stack)
+        costs.append(8 * coded / sum(indices.size for indices in stack))
+        first += len(stack[0])
+    return costs
+
+
+def codebook_sizes(parts: Parts) -> list[int]:
+    """Of each map."""
+    if isinstance(parts.model, CoD):
+        return [parts.model.config.condition.codebook_size]
+    if isinstance(parts.model, Oscar | OscarStableDiffusion):
+        return [level.codebook_size for level in oscar_model(parts.model).levels]
+    raise ConfigError("only models with indices have something to predict; wanted a CoD or an OSCAR model")
+
+
+def _encoder(parts: Parts) -> tuple[list[int], Callable[[torch.Tensor], list[np.ndarray]]]:
+    """The highest level of each stack, and from image (1, 3, H, W) to the maps (depth, h, w) of each."""
+    if isinstance(parts.model, CoD):
+        codec = CoDCodec(parts.model, name="", model_id=0)
+        return [0], lambda image: [codec.indices(image).numpy()[None]]
+    codebook_sizes(parts)
+    model = oscar_model(parts.model)
+    depths = [level.depth for level in model.levels]
+    tops = [n for n, depth in enumerate(depths) if n + 1 == len(depths) or depths[n + 1] <= depth]
+
+    def encode(image: torch.Tensor) -> list[np.ndarray]:
+        with torch.inference_mode():
+            tokens = model.encode_levels(pad_to_grid(image, model.grid).to(model.device), tops)
+        return [found.indices[0].cpu().numpy() for found in tokens]
+
+    return tops, encode
