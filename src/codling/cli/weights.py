@@ -114,11 +114,12 @@ def predict_command(
     from codling.training.context_networks import ContextTraining
     from codling.training.data import load_pictures
     from codling.training.index_maps import bits_an_index, index_maps, views, with_context_networks
-    from codling.weights.store import load_parts, save_model
+    from codling.weights.store import load_parts, round_weights, save_model
 
     _check_empty(output)
     config = ContextTraining(hidden=hidden, epochs=epochs)  # before the long part, as it may be wrong
     parts = load_parts(model, device=torch.device("cpu"))
+    round_weights(parts.model, precision)
 
     def read(source: str) -> "list[np.ndarray]":
         return load_pictures(source, crop=LONGEST, scales=(1.0, LONGEST), limit=limit).pictures

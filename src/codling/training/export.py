@@ -21,8 +21,7 @@ from codling.training.loop import spectrum_pictures
 from codling.training.run import Run
 from codling.training.walks import Jumps
 from codling.weights.catalogue import Precision
-from codling.weights.packing import unpack
-from codling.weights.store import Manifest, Parts, save_model, stored_weights
+from codling.weights.store import Manifest, Parts, round_weights, save_model
 
 # Pictures that tables are fitted on: index tables (4,000 give 1.5 million indices at stride 16), error tables.
 INDEX_PICTURES, ERROR_PICTURES = 4000, 40
@@ -53,8 +52,7 @@ def export_run(
     model = run.averaged_model().cpu()
     if not run.engine.main:
         return None
-    # Tables must describe what the stored weights compute, not those before rounding.
-    model.load_state_dict(unpack(stored_weights(model.state_dict(), precision)))
+    round_weights(model, precision)
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
     if isinstance(model, Oscar):

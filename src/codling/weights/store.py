@@ -128,6 +128,11 @@ def stored_weights(state: Mapping[str, Tensor], precision: Precision) -> dict[st
     return pack(state, precision, exact=frozenset(name for name in state if name.endswith(CODEBOOKS)))
 
 
+def round_weights(model: Model, precision: Precision) -> None:
+    """Give a model the weights that its directory will hold: tables must describe what those compute."""
+    model.load_state_dict(unpack(stored_weights(model.state_dict(), precision)))
+
+
 def load_parts(directory: Path, *, device: torch.device) -> Parts:
     """Read a model directory. Raises ModelError on missing, damaged or mismatched files."""
     manifest = Manifest.read(read_config(directory), str(directory / CONFIG))
