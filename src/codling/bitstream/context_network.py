@@ -88,12 +88,18 @@ class ContextNetwork:
 
     def weights(self, around: np.ndarray) -> np.ndarray:
         """Indices around (..., n) -> weights (..., K), int64."""
-        a = np.clip(self.embeddings[np.arange(len(self.looks)), around].sum(-2, dtype=np.int32), 0, ACTIVE)
+        a = active(self.embeddings[self._places, around].sum(-2, dtype=np.int32))
         mixed = (a.astype(np.float32) @ self._mixing).astype(np.int32) + self.mixing_bias
-        active = a + np.clip(mixed >> MIXING_SHIFT, 0, ACTIVE)
-        logits = (active.astype(np.float32) @ self._output).astype(np.int32) + self.output_bias
+        both = a + active(mixed >> MIXING_SHIFT)
+        logits = (both.astype(np.float32) @ self._output).astype(np.int32) + self.output_bias
         below = (logits.max(-1, keepdims=True) - logits) >> 1
-        return np.maximum(powers()[np.minimum(below, RANGE_BITS * STEPS_A_BIT)], self.least_weight)
+        weights = powers()[np.minimum(below, RANGE_BITS * STEPS_A_BIT)]
+        out: np.ndarray = np.maximum(weights, self.least_weight) if self.least_weight > 1 else weights
+        return out
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return np.arange(len(self.looks))
 
     @cached_property
     def _looks(self) -> np.ndarray:
@@ -106,6 +112,11 @@ class ContextNetwork:
     @cached_property
     def _output(self) -> np.ndarray:
         return np.ascontiguousarray(self.output.T, np.float32)
+
+
+def active(x: np.ndarray) -> np.ndarray:
+    """Numbers clamped to what activations may be; for a few numbers several times as fast as `np.clip`."""
+    return np.minimum(np.maximum(x, 0), ACTIVE)
 
 
 def bordered(maps: np.ndarray) -> np.ndarray:
