@@ -112,15 +112,16 @@ def test_levels_of_oscar_s_rise_in_bytes_and_quality(photos: list[Path]) -> None
     assert len(within) == sizes[2]
 
 
-def test_oscar_s_told_by_the_channel_coder_is_no_farther_than_by_tokens(photos: list[Path]) -> None:
+def test_oscar_s_told_by_the_channel_coder_is_nearer_than_by_tokens(photos: list[Path]) -> None:
     original, told = Image.open(photos[0]).convert("RGB"), codling.load("oscar-s", codec="diffc", device="cpu")
-    for level in (1, 4, 7):
+    # Tokens at stride 16 with one codebook are the cheapest for what they say: there it is nearer by little.
+    for level, nearer in ((1, 0.2), (4, 0.0), (7, 0.2)):
         tokens = codling.encode(original, level=level)
         data = codling.encode(original, model=told, max_bytes=len(tokens))
         assert len(data) == len(tokens)
         assert codling.info(data).progressive
         scores = [psnr(np.asarray(original), np.asarray(codling.decode(coded))) for coded in (tokens, data)]
-        assert scores[1] > scores[0] - 0.1
+        assert scores[1] > scores[0] + nearer
     # A file that ends early is still restored.
     assert psnr(np.asarray(original), np.asarray(codling.decode(data[: len(data) // 4]))) > scores[0] - 3
 

@@ -93,8 +93,7 @@ class ContextNetwork:
         both = a + active(mixed >> MIXING_SHIFT)
         logits = (both.astype(np.float32) @ self._output).astype(np.int32) + self.output_bias
         below = (logits.max(-1, keepdims=True) - logits) >> 1
-        weights = powers()[np.minimum(below, RANGE_BITS * STEPS_A_BIT)]
-        out: np.ndarray = np.maximum(weights, self.least_weight) if self.least_weight > 1 else weights
+        out: np.ndarray = self._weights[np.minimum(below, RANGE_BITS * STEPS_A_BIT)]
         return out
 
     @cached_property
@@ -104,6 +103,11 @@ class ContextNetwork:
     @cached_property
     def _looks(self) -> np.ndarray:
         return self.looks.T.astype(np.int64)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """By how far a logit is below the highest, in 256ths of a bit."""
+        return np.maximum(powers(), self.least_weight)
 
     @cached_property
     def _mixing(self) -> np.ndarray:

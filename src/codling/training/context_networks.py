@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from codling.bitstream.context_network import ACTIVE, MIXING_SHIFT, MOST_HIDDEN, REACH, ContextNetwork, bordered
 from codling.errors import ConfigError
+from codling.training.schedule import rate_share
 
 # Integers a unit: of activations, of mixing weights, of output weights; biases have those of the products.
 ACTIVE_UNIT, MIXING_UNIT, OUTPUT_UNIT = 32, 1 << MIXING_SHIFT, 16
@@ -134,9 +135,9 @@ def train_context_network(
     generator, losses = torch.Generator().manual_seed(config.seed), list[float]()
     steps = config.steps(len(index))
     for step in range(steps):
-        left = (steps - step) / max(1, config.decay_share * steps)
+        rate = config.learning_rate * rate_share(step, steps, warmup=config.warmup, decay_share=config.decay_share)
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / config.warmup, left)
+            group["lr"] = rate
         chosen = torch.randint(len(index), (config.batch,), generator=generator)
         loss = F.cross_entropy(predictor(around[chosen].int()) * math.log(2), index[chosen].long()) / math.log(2)
         optimiser.zero_grad(set_to_none=True)
@@ -151,15 +152,21 @@ def train_context_network(
 
 def rounded(value: Tensor, unit: int, limit: int) -> Tensor:
     """Values as whole numbers of 1 / unit, none beyond limit / unit; the gradient is that of the values."""
-    whole = (value.detach() * unit).round().clamp(-limit, limit) / unit
-    return value + (whole - value).detach()
+    return _straight_through(value, _whole(value, unit, limit) / unit)
 
 
 def floored(value: Tensor, unit: int) -> Tensor:
     """As `rounded`, down."""
-    return value + ((value.detach() * unit).floor() / unit - value).detach()
+    return _straight_through(value, (value.detach() * unit).floor() / unit)
+
+
+def _straight_through(value: Tensor, changed: Tensor) -> Tensor:
+    return value + (changed - value).detach()
+
+
+def _whole(value: Tensor, unit: int, limit: int) -> Tensor:
+    return (value.detach() * unit).round().clamp(-limit, limit)
 
 
 def _stored(value: Tensor, unit: int, limit: int) -> np.ndarray:
-    whole = (value * unit).round().clamp(-limit, limit).cpu().numpy()
-    return whole.astype(np.int8 if limit == BYTE else np.int16)
+    return _whole(value, unit, limit).cpu().numpy().astype(np.int8 if limit == BYTE else np.int16)

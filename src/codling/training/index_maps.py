@@ -14,6 +14,7 @@ from codling.errors import ConfigError
 from codling.models.cod import CoD
 from codling.models.oscar import Oscar
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion
+from codling.models.rate_levels import LatentModel
 from codling.pictures import to_image_array
 from codling.training.context_networks import ContextTraining, train_context_network
 from codling.weights.registry import oscar_model
@@ -21,6 +22,8 @@ from codling.weights.store import Parts
 
 # How much pictures are shrunk or enlarged before they are looked at, so that there are more of them.
 SCALES = (0.75, 1.5)
+# So many pixels, or a quarter of a small picture, are cut off at most.
+LARGEST_STRIDE = 64
 
 # Of each stack of maps that one picture has: maps (depth, h, w) of every picture.
 Maps = list[list[np.ndarray]]
@@ -33,7 +36,9 @@ def views(pictures: Sequence[np.ndarray], count: int, *, seed: int) -> Iterator[
         image, scale = Image.fromarray(picture), rng.uniform(*SCALES)
         height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
         seen = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-        seen = seen[int(rng.integers(min(64, 1 + height // 4))) :, int(rng.integers(min(64, 1 + width // 4))) :]
+        # Where the grid of tokens begins differs, too.
+        top, left = (int(rng.integers(min(LARGEST_STRIDE, 1 + side // 4))) for side in (height, width))
+        seen = seen[top:, left:]
         yield seen[:, ::-1] if rng.random() < 0.5 else seen
 
 
@@ -86,8 +91,12 @@ def codebook_sizes(parts: Parts) -> list[int]:
     """Of each map."""
     if isinstance(parts.model, CoD):
         return [parts.model.config.condition.codebook_size]
+    return [level.codebook_size for level in _oscar(parts).levels]
+
+
+def _oscar(parts: Parts) -> LatentModel:
     if isinstance(parts.model, Oscar | OscarStableDiffusion):
-        return [level.codebook_size for level in oscar_model(parts.model).levels]
+        return oscar_model(parts.model)
     raise ConfigError("only models with indices have something to predict; wanted a CoD or an OSCAR model")
 
 
@@ -96,8 +105,7 @@ def _encoder(parts: Parts) -> tuple[list[int], Callable[[torch.Tensor], list[np.
     if isinstance(parts.model, CoD):
         codec = CoDCodec(parts.model, name="", model_id=0)
         return [0], lambda image: [codec.indices(image).numpy()[None]]
-    codebook_sizes(parts)
-    model = oscar_model(parts.model)
+    model = _oscar(parts)
     depths = [level.depth for level in model.levels]
     tops = [n for n, depth in enumerate(depths) if n + 1 == len(depths) or depths[n + 1] <= depth]
 

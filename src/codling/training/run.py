@@ -16,6 +16,7 @@ from codling.training import checkpoint
 from codling.training.averages import WeightAverage
 from codling.training.engine import Engine, whole
 from codling.training.recipes import RunConfig
+from codling.training.schedule import rate_share
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -117,8 +118,8 @@ class Run(ABC, Generic[C]):
     def learning_rate(self) -> float:
         """Warm-up, constant, linear decay."""
         config = self.config
-        left = (config.steps - self.step) / max(1, config.decay_share * config.steps)
-        return config.learning_rate * min(1.0, (self.step + 1) / config.warmup, max(left, 0.0))
+        share = rate_share(self.step, config.steps, warmup=config.warmup, decay_share=config.decay_share)
+        return config.learning_rate * share
 
     def train_step(self, image: Tensor) -> dict[str, float]:
         """One optimiser step on images (B, 3, crop, crop) in [-1, 1]; returns the unweighted terms."""
