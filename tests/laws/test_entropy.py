@@ -48,6 +48,23 @@ def test_frequencies_are_positive_and_sum_to_the_precision(size: int) -> None:
         assert f.min() >= 1
 
 
+def test_frequencies_are_those_of_whole_numbers() -> None:
+    """Where quotients are whole, and one less than whole, floating point must not round them up or down."""
+    rng = np.random.default_rng(0)
+    for size in (2, 7, 300):
+        free = 2**24 - size
+        rows = [rng.integers(0, 1 + limit, size) for limit in (1, 2**8, 2**16, 2**29) for _ in range(50)]
+        rows += [np.array([k, free - k] + [0] * (size - 2)) for k in range(1, 200)]
+        rows += [np.array([k, 2 * free - 1 - k] + [0] * (size - 2)) for k in range(1, 200)]
+        for row in rows:
+            weights = [int(w) for w in row]
+            if not any(weights):
+                continue
+            wanted = [1 + w * free // sum(weights) for w in weights]
+            wanted[weights.index(max(weights))] += 2**24 - sum(wanted)
+            assert frequencies(row).tolist() == wanted
+
+
 def test_coding_is_invertible_near_the_ideal_and_as_documented() -> None:
     rng = np.random.default_rng(0)
     for trial in range(60):

@@ -3,8 +3,8 @@
     indices around --embeddings, summed--> a --mixing--> b;  a + b --output--> logits, in 512ths of a bit
 
 All of it is integer arithmetic, so every machine predicts the same frequencies to the bit: what is learned here are
-integers stored with the model, as tables are. Matrix products are computed in float32, which is exact here whatever
-the order: no sum reaches 2^24.
+integers stored with the model, as tables are. Matrix products are computed in float32 (`bitstream.kernels`), which is
+exact here whatever the order: no sum reaches 2^24.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from math import isqrt
 import numpy as np
 
 from codling.bitstream.entropy import PRECISION, Categorical, categorical, least_cost
+from codling.bitstream.kernels import ACTIVE, context_weights, neighbours
 
-# Activations are 0 to 255, in 32nds; mixing weights in 64ths, so what they make is shifted back by 6 bits.
-ACTIVE, MIXING_SHIFT = 255, 6
 # Weights of symbols are 2^16 for the likeliest, down to 1 for all that are 16 bits less likely or more; in small
 # codebooks to so much more that even the likeliest index costs something.
 RANGE_BITS, STEPS_A_BIT, SHARED = 16, 256, 128
@@ -83,26 +82,14 @@ class ContextNetwork:
         """The coder's model of one index of map `number`; all before it in the `bordered` maps are known."""
         if number < self.maps_before:
             raise ValueError(f"a context network that looks {self.maps_before} maps back cannot predict map {number}")
-        back, down, right = self._looks
-        return categorical(self.weights(known[number - back, row + REACH + down, column + REACH + right]))
+        return categorical(self.weights(neighbours(known, self.looks, number, row + REACH, column + REACH)))
 
     def weights(self, around: np.ndarray) -> np.ndarray:
-        """Indices around (..., n) -> weights (..., K), int64."""
-        a = active(self.embeddings[self._places, around].sum(-2, dtype=np.int32))
-        mixed = (a.astype(np.float32) @ self._mixing).astype(np.int32) + self.mixing_bias
-        both = a + active(mixed >> MIXING_SHIFT)
-        logits = (both.astype(np.float32) @ self._output).astype(np.int32) + self.output_bias
-        below = (logits.max(-1, keepdims=True) - logits) >> 1
-        out: np.ndarray = self._weights[np.minimum(below, RANGE_BITS * STEPS_A_BIT)]
+        """Indices around (n,) int64 -> weights (K,) int64."""
+        out: np.ndarray = context_weights(
+            around, self.embeddings, self._mixing, self.mixing_bias, self._output, self.output_bias, self._weights
+        )
         return out
-
-    @cached_property
-    def _places(self) -> np.ndarray:
-        return np.arange(len(self.looks))
-
-    @cached_property
-    def _looks(self) -> np.ndarray:
-        return self.looks.T.astype(np.int64)
 
     @cached_property
     def _weights(self) -> np.ndarray:
@@ -111,16 +98,11 @@ class ContextNetwork:
 
     @cached_property
     def _mixing(self) -> np.ndarray:
-        return np.ascontiguousarray(self.mixing.T, np.float32)
+        return np.ascontiguousarray(self.mixing.T)
 
     @cached_property
     def _output(self) -> np.ndarray:
-        return np.ascontiguousarray(self.output.T, np.float32)
-
-
-def active(x: np.ndarray) -> np.ndarray:
-    """Numbers clamped to what activations may be; for a few numbers several times as fast as `np.clip`."""
-    return np.minimum(np.maximum(x, 0), ACTIVE)
+        return np.ascontiguousarray(self.output.T)
 
 
 def bordered(maps: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import constriction
 import numpy as np
 
+from codling.bitstream import kernels
 from codling.errors import FormatError
 
 PRECISION = 24
@@ -20,15 +21,12 @@ Categorical: TypeAlias = constriction.stream.model.Categorical
 
 
 def frequencies(weights: np.ndarray) -> np.ndarray:
-    """Integer weights `(n,)` >= 0, not all zero -> frequencies `(n,)` >= 1 that sum to 2^24.
+    """Integer weights `(n,)`, 0 to 2^29, not all zero -> frequencies `(n,)` int64 >= 1 that sum to 2^24.
 
     f_i = 1 + floor(w_i (2^24 - n) / sum w); what rounding leaves goes to the first largest weight.
     """
-    w = weights.astype(np.int64)
-    free = 2**PRECISION - len(w)
-    f = 1 + w * free // w.sum()
-    f[np.argmax(w)] += 2**PRECISION - f.sum()
-    return f
+    out: np.ndarray = kernels.frequencies(weights.astype(np.int64), 1 << PRECISION)
+    return out
 
 
 def categorical(weights: np.ndarray) -> Categorical:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codling.bitstream.context_network import ACTIVE, MIXING_SHIFT, MOST_HIDDEN, REACH, ContextNetwork, bordered
+from codling.bitstream.context_network import MOST_HIDDEN, REACH, ContextNetwork, bordered
+from codling.bitstream.kernels import ACTIVE, MIXING_SHIFT
 from codling.errors import ConfigError
 from codling.training.schedule import rate_share
 
