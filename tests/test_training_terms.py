@@ -33,13 +33,18 @@ WIDTH = 5
 class Pooling(nn.Module):
     """A backbone whose features are known: each patch's mean colour, in the layout of some family."""
 
-    def __init__(self, layout: str, *, patch: int = 4):
+    def __init__(self, layout: str, *, patch: int = 4, stride: int = 4, only: int | None = None):
+        """only: the side of the only pictures that it takes."""
         super().__init__()
-        self.layout, self.patch_size, self.embed_dim = layout, patch, 3
+        self.layout, self.patch_size, self.embed_dim, self.only = layout, patch, 3, only
         self.num_features, self.patch_embed = 3, SimpleNamespace(patch_size=(patch, patch))
-        self.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        self.feature_info = [{"reduction": 2}, {"reduction": stride}]
+        self.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "input_size": (3, only, only)}
+        if only:
+            self.pretrained_cfg["fixed_input_size"] = True
 
     def forward_features(self, image: Tensor) -> Any:
+        assert self.only is None or image.shape[-2:] == (self.only, self.only)
         grid = F.avg_pool2d(image, self.patch_size)
         tokens = grid.flatten(2).transpose(1, 2)
         return {
@@ -48,6 +53,8 @@ class Pooling(nn.Module):
             "maps": lambda: grid,
             "channels last": lambda: grid.permute(0, 2, 3, 1),
             "coarse": lambda: F.avg_pool2d(grid, 2),
+            "pooled": lambda: tokens.mean(1, keepdim=True),
+            "several": lambda: [tokens, tokens],
         }[self.layout]()
 
 
@@ -221,20 +228,45 @@ def test_teachers_from_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         load_teacher("timm/vit_tiny", device=CPU)
 
     timm = ModuleType("timm")
+    backbones = {
+        # Transformers that can be told to take any size: a place a patch, or coarser than their patches.
+        "plain": lambda **_: Pooling("prefixed", patch=2, stride=2),
+        "coarser": lambda **_: Pooling("channels last", patch=4, stride=32),
+        # Others do not know the word.
+        "convolution": lambda: Pooling("maps", patch=16, stride=32),
+        "one size": lambda: Pooling("prefixed", patch=4, only=36),
+        "pooled": lambda: Pooling("pooled", only=36),
+        "several": lambda: Pooling("several"),
+    }
 
     def create_model(name: str, *, pretrained: bool, num_classes: int, **rest: bool) -> nn.Module:
-        if "tiny" not in name:
+        if name not in backbones:
             raise RuntimeError(f"Unknown model ({name})")
         assert pretrained
-        assert rest == ({"dynamic_img_size": True} if name.startswith("vit_") else {})
-        return Pooling("prefixed" if name.startswith("vit_") else "maps", patch=2)
+        assert rest in ({}, {"dynamic_img_size": True})
+        return backbones[name](**rest)
 
     timm.create_model = create_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", timm)
-    for name in ("vit_tiny", "convnet_tiny"):
+    ramp = (
+        torch.linspace(-1, 1, 6).view(1, 1, 1, 6).expand(1, 3, 4, 6).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    )
+    for name in ("plain", "coarser", "convolution", "one size"):
         teacher = load_teacher(f"timm/{name}", device=CPU)
         assert teacher is not None
-        assert teacher.features(torch.zeros(1, 3, 64, 64), rows=4, columns=4).shape == (1, 3, 4, 4)
+        found = teacher.features(ramp, rows=4, columns=6)
+        assert found.shape == (1, 3, 4, 6), name
+        # Brighter to the right and alike from top to bottom, as the picture is.
+        assert (found[..., 1:] > found[..., :-1]).all(), name
+        assert torch.allclose(found[:, :, :1].expand_as(found), found, atol=1e-4), name
+        # A picture that is coded in 4 x 6 places of 16 px loses nothing on the way in.
+        assert isinstance(teacher, alignment.BackboneTeacher)
+        assert teacher.patch == (2 if name == "plain" else 16)
+    for name, said in (("pooled", r"got one of shape \(1, 1, 3\)"), ("several", "got a list")):
+        teacher = load_teacher(f"timm/{name}", device=CPU)
+        assert teacher is not None
+        with pytest.raises(ConfigError, match=said):
+            teacher.features(ramp, rows=4, columns=6)
     with pytest.raises(ConfigError, match="Unknown model"):
         load_teacher("timm/nothing", device=CPU)
 

@@ -7,6 +7,8 @@ A teacher is named in the configuration:
     timm/NAME         any backbone of the package timm
 """
 
+from math import isqrt
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +56,11 @@ def misalignment(projected: Tensor, target: Tensor) -> Tensor:
 
 
 class BackboneTeacher:
-    """Patch features of a backbone whose `forward_features` takes pictures normalised as in its own training."""
+    """Features of a backbone whose `forward_features` takes pictures normalised as in its own training.
+
+    width: of its features. patch: pixels a side that a place is given. size: height and width of the only pictures that
+    it takes, None where it takes any.
+    """
 
     def __init__(
         self,
@@ -62,17 +68,18 @@ class BackboneTeacher:
         *,
         width: int,
         patch: int,
+        size: tuple[int, int] | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         deviation: tuple[float, ...] = IMAGENET_DEVIATION,
     ):
         self.network: Any = network.eval().requires_grad_(False)
-        self.width, self.patch, self.mean, self.deviation = width, patch, mean, deviation
+        self.width, self.patch, self.size, self.mean, self.deviation = width, patch, size, mean, deviation
 
     @torch.no_grad()
     def features(self, image: Tensor, *, rows: int, columns: int) -> Tensor:
-        """One patch a place, for which the image is resized; of coarser backbones, interpolated."""
+        """The image is resized to one patch a place, or to what the backbone takes; what it finds is interpolated."""
         mean, deviation = (image.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.deviation))
-        size = (rows * self.patch, columns * self.patch)
+        size = self.size or (rows * self.patch, columns * self.patch)
         resized = F.interpolate((image + 1) / 2, size, mode="bicubic", antialias=True, align_corners=False)
         grid = self._grid(self.network.forward_features((resized - mean) / deviation), rows, columns)
         if grid.shape[-2:] != (rows, columns):
@@ -80,12 +87,27 @@ class BackboneTeacher:
         return grid
 
     def _grid(self, out: Any, rows: int, columns: int) -> Tensor:
-        """From what backbones return: a dictionary (DINOv2), tokens after prefix tokens (ViT), or maps."""
+        """From what backbones return: a dictionary (DINOv2), tokens after prefix tokens (ViT), or maps.
+
+        Raises ConfigError if it is none of these.
+        """
         if isinstance(out, dict):
             out = out["x_norm_patchtokens"]
+        if self.size is not None and isinstance(out, Tensor) and out.ndim == 3:
+            # Prefix tokens are few, so the tokens of the largest square that there is are those of the picture.
+            rows = columns = isqrt(out.shape[1])
+        if (
+            not isinstance(out, Tensor)
+            or out.ndim not in (3, 4)
+            or (out.ndim == 3 and out.shape[1] < max(2, rows * columns))
+        ):
+            found = f"one of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            raise ConfigError(
+                f"training: wanted a map of features from the teacher, got {found} for {rows} x {columns} places; "
+                "choose another backbone"
+            )
         if out.ndim == 3:
-            grid: Tensor = out[:, out.shape[1] - rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
-            return grid
+            return out[:, out.shape[1] - rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
         return out if out.shape[1] == self.width else out.permute(0, 3, 1, 2)
 
 
@@ -123,20 +145,28 @@ def _timm(name: str, device: torch.device) -> Teacher:
             f"training: the teacher timm/{name} needs the package timm, which needs torchvision: "
             f"pip install 'codling[timm]' ({error})"
         ) from error
-    # Only transformers of fixed patches take a size of picture; the others take any by themselves.
-    patches = name.startswith(("vit_", "deit", "eva", "beit"))
     try:
-        network = timm.create_model(
-            name, pretrained=True, num_classes=0, **({"dynamic_img_size": True} if patches else {})
-        )
+        network, any_size = _timm_network(timm, name)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training: timm cannot give the teacher {name} ({error}); see timm.list_models()") from error
-    patch = int(network.patch_embed.patch_size[0]) if patches else 16
-    described = network.pretrained_cfg
+    described, stride = network.pretrained_cfg, network.feature_info[-1]["reduction"]
+    fixed = not any_size and described.get("fixed_input_size", False)
+    # Plain transformers have a place a patch; of backbones that get coarser, pictures keep their size.
+    plain = any_size and network.patch_embed.patch_size[0] == stride
     return BackboneTeacher(
         network.to(device),
         width=int(network.num_features),
-        patch=patch,
+        patch=int(stride) if plain else 16,
+        size=tuple(described["input_size"][1:]) if fixed else None,
         mean=tuple(described["mean"]),
         deviation=tuple(described["std"]),
     )
+
+
+def _timm_network(timm: ModuleType, name: str) -> tuple[Any, bool]:
+    """The backbone, and whether it is a transformer that was told to take pictures of any size."""
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True), True
+    except TypeError:
+        # One that does not know the word: it takes any size by itself, or just one.
+        return timm.create_model(name, pretrained=True, num_classes=0), False
