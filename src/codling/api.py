@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from codling.codecs.base import Codec, Finisher
+    from codling.codecs.base import Codec, Finisher, RateTarget
 
 
 class PictureWarning(UserWarning):
@@ -85,27 +85,13 @@ def encode(
     """
     import torch
 
-    from codling.codecs.base import RateTarget
-
     loaded = load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels)
     for message in loaded.warnings:
         warnings.warn(message, PictureWarning, stacklevel=2)
     asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level))
     coder = load(model or default_model(rate_asked=asked, level_asked=level is not None), codec=codec, device=device)
-    height, width = loaded.rgb.shape[:2]
-    progressive = coder.codec_id in PROGRESSIVE
-    empty = Stream(coder.codec_id, coder.model_id, width, height, b"", progressive, _sections(loaded))
-    if bpp is not None:
-        if max_bytes is not None:
-            raise RateError("one rate target at most, got max_bytes and bpp")
-        max_bytes = int(bpp * width * height / 8)
-    if max_bytes is not None and max_bytes <= empty.header_size:
-        raise RateError(
-            f"a budget of {max_bytes} bytes is too small: the header of this picture's file alone takes "
-            f"{empty.header_size}, with {sum(map(len, empty.sections.values()))} bytes of extras kept"
-        )
-    payload_bytes = None if max_bytes is None else max_bytes - empty.header_size
-    target = RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level, level=level)
+    empty = empty_stream(loaded, coder)
+    target = rate_target(empty, max_bytes=max_bytes, bpp=bpp, psnr=psnr, noise_level=noise_level, level=level)
     payload = coder.encode(torch.from_numpy(to_image_array(loaded.rgb))[None], target)
     return pack(replace(empty, payload=payload))
 
@@ -149,9 +135,9 @@ def decode(
     )
     if upto_bytes is not None:
         stream = _beginning(stream, upto_bytes)
-    codec = _codec_for(stream, model, device)
+    codec = codec_for(stream, model, device)
     image = codec.decode(stream.payload, height=stream.height, width=stream.width, options=options)
-    return _picture(image, stream)
+    return picture_of(image, stream)
 
 
 def preview(
@@ -169,15 +155,16 @@ def preview(
     from codling.codecs.diffc import DiffCCodec
 
     stream = unpack(data, max_pixels=max_pixels)
-    codec = _codec_for(stream, model, device)
+    codec = codec_for(stream, model, device)
     if not isinstance(codec, DiffCCodec):
         raise ConfigError("only progressive files (codec diffc) have previews; decode this one whole")
     for chain, used in codec.walk(stream.payload, height=stream.height, width=stream.width):
         image = codec.finish(chain, height=stream.height, width=stream.width, options=DecodeOptions(steps=1))
-        yield stream.header_size + used, _picture(image, stream)
+        yield stream.header_size + used, picture_of(image, stream)
 
 
-def _picture(image: "torch.Tensor", stream: Stream) -> "Image":
+def picture_of(image: "torch.Tensor", stream: Stream) -> "Image":
+    """An image (1, 3, H, W) and what a stream has beside it, as one picture."""
     picture = Picture(
         from_image_array(image[0].numpy()),
         icc=stream.sections.get(SectionTag.ICC),
@@ -187,6 +174,33 @@ def _picture(image: "torch.Tensor", stream: Stream) -> "Image":
         alpha = decode_alpha(stream.sections[SectionTag.ALPHA], height=stream.height, width=stream.width)
         picture = replace(picture, alpha=alpha)
     return save_picture(picture)
+
+
+def empty_stream(picture: Picture, codec: "Codec") -> Stream:
+    """The stream of a picture but for its payload."""
+    height, width = picture.rgb.shape[:2]
+    progressive = codec.codec_id in PROGRESSIVE
+    return Stream(codec.codec_id, codec.model_id, width, height, b"", progressive, _sections(picture))
+
+
+def rate_target(
+    empty: Stream, *, max_bytes: int | None, bpp: float | None, psnr: float | None = None,
+    noise_level: int | None = None, level: int | None = None,
+) -> "RateTarget":  # fmt: skip
+    """What a payload may take of what was asked of a file, as `encode` has it. Raises RateError if nothing is left."""
+    from codling.codecs.base import RateTarget
+
+    if bpp is not None:
+        if max_bytes is not None:
+            raise RateError("one rate target at most, got max_bytes and bpp")
+        max_bytes = int(bpp * empty.width * empty.height / 8)
+    if max_bytes is not None and max_bytes <= empty.header_size:
+        raise RateError(
+            f"a budget of {max_bytes} bytes is too small: the header of this picture's file alone takes "
+            f"{empty.header_size}, with {sum(map(len, empty.sections.values()))} bytes of extras kept"
+        )
+    payload_bytes = None if max_bytes is None else max_bytes - empty.header_size
+    return RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level, level=level)
 
 
 def default_model(*, rate_asked: bool = False, level_asked: bool = False) -> str:
@@ -269,7 +283,8 @@ def _beginning(stream: Stream, size: int) -> Stream:
     return replace(stream, payload=stream.payload[: size - stream.header_size])
 
 
-def _codec_for(stream: Stream, model: "str | os.PathLike[str] | Codec | None", device: str) -> "Codec":
+def codec_for(stream: Stream, model: "str | os.PathLike[str] | Codec | None", device: str) -> "Codec":
+    """As `load_for`. Raises ModelError if that is not what the stream was made with."""
     codec = load_for(stream, model=model, device=device)
     if codec.model_id != stream.model_id:
         raise ModelError(

@@ -20,13 +20,16 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Measure speed, memory and overhead on this machine."""
-    from codling.evaluation.bench import bench, bench_diffc, machine, round_trip
+    from codling.evaluation.bench import bench, bench_batch, bench_diffc, machine, round_trip
 
     paths = [job.source for job in plan([photos], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
     rows = []
     if not json:
         print(machine())
-    measured = (bench(model, paths), bench_diffc(RATE_MODEL, paths[0]), round_trip(LEVEL_MODEL, paths[0]))
+    measured = (
+        bench(model, paths), bench_diffc(RATE_MODEL, paths[0]), round_trip(LEVEL_MODEL, paths[0]),
+        bench_batch(LEVEL_MODEL, paths[0]),
+    )  # fmt: skip
     for row in itertools.chain.from_iterable(measured):
         rows.append(dataclasses.asdict(row))
         if not json:

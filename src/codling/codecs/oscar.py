@@ -4,7 +4,7 @@ encode: image -> model's tokens at a level -> entropy coder -> payload
 decode: payload -> tokens -> one evaluation of the network, told the level -> image
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -59,24 +59,28 @@ class OscarCodec:
         At the target's level, at the highest whose payload takes no more than its bytes, or else at the highest there
         is. Raises RateError on a level out of range, a budget below all levels, and other targets.
         """
-        if target.psnr is not None or target.noise_level is not None:
-            raise RateError(f'codec "oscar" of model {self.name} has {self._levels}; ask for a level or for max_bytes')
-        if target.level is not None:
-            if not 0 <= target.level < len(self.model.levels):
-                raise RateError(f"model {self.name} has {self._levels}, got level {target.level}")
-            return self.encode_level(image, target.level)
-        if target.max_bytes is None:
-            return self.encode_level(image, len(self.model.levels) - 1)
-        return self._encode_within(image, target.max_bytes)
+        return self.encode_batch(image, [target])[0]
 
-    def encode_level(self, image: Tensor, level: int) -> bytes:
-        """Image (1, 3, H, W) in [-1, 1], any size -> payload at a level of the rate table."""
-        return self.pack(self._tokens(image, [level])[0], level)
+    def encode_batch(self, images: Tensor, targets: Sequence[RateTarget]) -> list[bytes]:
+        """As `encode`, of images (B, 3, H, W) and a target each, all through the network at once."""
+        wanted = [self._levels_for(target, *images.shape[-2:]) for target in targets]
+        levels = sorted({level for chosen in wanted for level in chosen})
+        found = dict(zip(levels, self._tokens(images, levels), strict=True)) if levels else {}
+        payloads = []
+        for number, (chosen, target) in enumerate(zip(wanted, targets, strict=True)):
+            tokens = {level: found[level].of(number) for level in chosen}
+            try:
+                payloads.append(self._within(tokens, target.max_bytes, images.shape))
+            except RateError as error:
+                if len(targets) == 1:
+                    raise
+                raise RateError(f"picture {number + 1} of {len(targets)} of its size: {error}") from error
+        return payloads
 
     @torch.inference_mode()
-    def _tokens(self, image: Tensor, levels: Sequence[int]) -> list[Tokens]:
-        """Image of any size -> tokens at these levels."""
-        return self.model.encode_levels(pad_to_grid(image, self.model.grid).to(self.model.device), levels)
+    def _tokens(self, images: Tensor, levels: Sequence[int]) -> list[Tokens]:
+        """Images of any size -> tokens at these levels."""
+        return self.model.encode_levels(pad_to_grid(images, self.model.grid).to(self.model.device), levels)
 
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
@@ -90,10 +94,19 @@ class OscarCodec:
             raise ConfigError('score_scale is for DiffC streams; codec "oscar" follows no score')
         if options.finish is not None:
             raise ConfigError('codec "oscar" makes texture itself; leave out finish')
-        tokens, level = self.unpack(payload, height=height, width=width)
-        with torch.inference_mode():
-            image = self.model.decode(self._on_device(tokens), level).float().cpu()
-        return image[..., :height, :width]
+        return self.decode_batch([payload], height=height, width=width)
+
+    def decode_batch(self, payloads: Sequence[bytes], *, height: int, width: int) -> Tensor:
+        """Payloads of pictures of one size -> images (B, 3, height, width), those of a level through the network at
+        once. Raises FormatError before any network runs if one cannot be right."""
+        unpacked = [self.unpack(payload, height=height, width=width) for payload in payloads]
+        images = torch.empty(len(payloads), 3, height, width)
+        for level in {level for _, level in unpacked}:
+            numbers = [number for number, (_, of) in enumerate(unpacked) if of == level]
+            tokens = Tokens.together([unpacked[number][0] for number in numbers]).to(self.model.device)
+            with torch.inference_mode():
+                images[numbers] = self.model.decode(tokens, level).float().cpu()[..., :height, :width]
+        return images
 
     def pack(self, tokens: Tokens, level: int) -> bytes:
         """Tokens of one picture -> payload."""
@@ -131,17 +144,31 @@ class OscarCodec:
             )
         return steps.numpy().astype(np.int8).tobytes()
 
-    def _encode_within(self, image: Tensor, max_bytes: int) -> bytes:
-        sizes = {level: self._raw_size(level, *image.shape[-2:]) for level in range(len(self.model.levels))}
+    def _levels_for(self, target: RateTarget, height: int, width: int) -> list[int]:
+        """The levels that a picture's tokens are wanted of, ascending. Raises RateError on a target that cannot be."""
+        if target.psnr is not None or target.noise_level is not None:
+            raise RateError(f'codec "oscar" of model {self.name} has {self._levels}; ask for a level or for max_bytes')
+        everything = range(len(self.model.levels))
+        if target.level is not None:
+            if target.level not in everything:
+                raise RateError(f"model {self.name} has {self._levels}, got level {target.level}")
+            return [target.level]
+        if target.max_bytes is None:
+            return [everything[-1]]
         # Without tables the length is known beforehand, and a level that cannot fit is not worth a network.
-        levels = [level for level, size in sizes.items() if self.index_models or size <= max_bytes]
-        tokens = self._tokens(image, levels) if levels else []
-        for level, found in reversed(list(zip(levels, tokens, strict=True))):
-            payload = self.pack(found, level)
-            if len(payload) <= max_bytes:
+        return [n for n in everything if self.index_models or self._raw_size(n, height, width) <= target.max_bytes]
+
+    def _within(self, tokens: Mapping[int, Tokens], max_bytes: int | None, shape: Sequence[int]) -> bytes:
+        """The payload of the highest of these levels that takes no more bytes, of a picture (..., H, W)."""
+        sizes = {}
+        for level in sorted(tokens, reverse=True):
+            payload = self.pack(tokens[level], level)
+            if max_bytes is None or len(payload) <= max_bytes:
                 return payload
             sizes[level] = len(payload)
-        smallest, level = min((size, level) for level, size in sizes.items())
+        assert max_bytes is not None
+        others = {n: self._raw_size(n, *shape[-2:]) for n in range(len(self.model.levels)) if n not in sizes}
+        smallest, level = min((size, level) for level, size in (sizes | others).items())
         raise RateError(
             f"{max_bytes} bytes are left for the payload after the header, but model {self.name} needs at least "
             f"{smallest} for this picture (level {level}); ask for {smallest - max_bytes} bytes more"
@@ -156,10 +183,6 @@ class OscarCodec:
         """Of each map of a level: those it has in common with the levels before it, and its own."""
         depth = self.model.levels[level].depth
         return self.index_models[level - depth + 1 : level + 1] if self.index_models else None
-
-    def _on_device(self, tokens: Tokens) -> Tokens:
-        gains = None if tokens.log_gains is None else tokens.log_gains.to(self.model.device)
-        return Tokens(tokens.indices.to(self.model.device), gains)
 
     @property
     def _levels(self) -> str:

@@ -107,22 +107,26 @@ def textured(network: Oscar, coarse: Tensor, noise_level: Tensor) -> Tensor:
 def restored(network: Oscar, state: Tensor, coarse: Tensor, noise_level: Tensor) -> Tensor:
     """States and coarse images (B, 3, H, W), sides multiples of the network's grid, at a noise fraction () -> images.
 
-    Large ones are restored in tiles.
+    All at once, or one by one in tiles where they are large.
     """
     config, device = network.config.denoiser, state.device
     height, width = state.shape[-2:]
     tiles = plan_tiles(height=height, width=width, tile=config.tile, overlap=config.overlap)
 
-    def one(state: Tensor, coarse: Tensor) -> Tensor:
+    def through(state: Tensor, coarse: Tensor) -> Tensor:
+        with _autocast(device):
+            out: Tensor = network.restore(state, coarse, noise_level.expand(len(state)))
+        return out
+
+    def in_tiles(state: Tensor, coarse: Tensor) -> Tensor:
         def on_tiles(pieces: Tensor, numbers: list[int]) -> Tensor:
-            known = torch.cat([tiles[n].cut(coarse) for n in numbers])
-            with _autocast(device):
-                out: Tensor = network.restore(pieces, known, noise_level.expand(len(pieces)))
-            return out
+            return through(pieces, torch.cat([tiles[n].cut(coarse) for n in numbers]))
 
         return blend(on_tiles, state, tiles, overlap=config.overlap, stride=1)
 
-    return torch.cat([one(*each) for each in zip(state.split(1), coarse.split(1), strict=True)])
+    if len(tiles) == 1:
+        return through(state, coarse)
+    return torch.cat([in_tiles(*each) for each in zip(state.split(1), coarse.split(1), strict=True)])
 
 
 def _autocast(device: torch.device) -> torch.autocast:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codling import api
+from codling import api, batches
+from codling.codecs.base import Codec
 from codling.codecs.cod import CoDCodec
 from codling.codecs.search import gpu_search
 from codling.evaluation.channel_bench import (
@@ -30,6 +31,8 @@ from codling.pictures import load_picture
 from codling.weights.registry import load
 
 REPEATS = 5
+# Pictures that a GPU is given at once.
+BATCH = 16
 
 # Encodes and decodes argv[1] with one step in a fresh process and prints median seconds and peak memory.
 ROUND_TRIP = """
@@ -125,6 +128,27 @@ def round_trip(model: str, photo: Path) -> Iterator[Row]:
     height, width = load_picture(photo).rgb.shape[:2]
     yield Row(f"{model}, {width}x{height}, 1 step: encode + decode, warm", f"{trip:.2f} s", "< 1.0 s", trip < 1.0)
     yield Row("peak memory of that process", f"{peak / 1e9:.2f} GB", "< 1.5 GB", peak < 1.5e9)
+
+
+def bench_batch(model: str, photo: Path) -> Iterator[Row]:
+    """An OSCAR model on a GPU, `BATCH` times the same photograph at once, or why not."""
+    if not torch.cuda.is_available():
+        yield Row(f"{model}, {BATCH} pictures at once on a GPU", "not available: torch sees no GPU", "", None)
+        return
+    picture, name = load_picture(photo).rgb, torch.cuda.get_device_name()
+    seconds = batch_seconds(api.load(model, device="cuda"), picture, BATCH)
+    for way, found in zip(("encode", "decode"), seconds, strict=True):
+        what = f"{model}, {BATCH} of {picture.shape[1]}x{picture.shape[0]} at once, {name}: {way}"
+        yield Row(what, f"{BATCH / found:.1f} pictures / s", "", None)
+
+
+def batch_seconds(codec: Codec, picture: np.ndarray, count: int) -> tuple[float, float]:
+    """Medians of encoding and of decoding so many times the same picture (H, W, 3) at once."""
+    files = batches.encode_batch([picture] * count, model=codec)
+    return (
+        _median(lambda: batches.encode_batch([picture] * count, model=codec)),
+        _median(lambda: batches.decode_batch(files, model=codec)),
+    )
 
 
 def bench_diffc(model: str, photo: Path) -> Iterator[Row]:

@@ -38,6 +38,21 @@ class Tokens:
     indices: Tensor
     log_gains: Tensor | None = None
 
+    @classmethod
+    def together(cls, pictures: "Sequence[Tokens]") -> "Tokens":
+        """Those of pictures of one size, as of one batch."""
+        gains = [tokens.log_gains for tokens in pictures if tokens.log_gains is not None]
+        return cls(torch.cat([tokens.indices for tokens in pictures]), torch.cat(gains) if gains else None)
+
+    def of(self, number: int) -> "Tokens":
+        """Those of one picture of a batch, as of a batch of one."""
+        one = slice(number, number + 1)
+        return Tokens(self.indices[one], None if self.log_gains is None else self.log_gains[one])
+
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device."""
+        return Tokens(self.indices.to(device), None if self.log_gains is None else self.log_gains.to(device))
+
 
 @runtime_checkable
 class OscarModel(Protocol):
