@@ -54,6 +54,8 @@ def command(
         stages, directory, device=device, max_minutes=max_minutes, begin_from=begin_from, devices=devices,
         strategy=strategy,
     )  # fmt: skip
+    if run.engine.main:
+        print("writing the model; its tables are fitted on training pictures, which can take a minute")
     manifest = export_run(run, directory / "model", precision=export)
     if manifest is not None:
         print(f"{directory / 'model'} loads with codling.load ({manifest.kind})")
