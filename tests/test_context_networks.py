@@ -20,7 +20,7 @@ from codling.training.context_networks import (
     rounded,
     train_context_network,
 )
-from codling.training.index_maps import index_maps, views
+from codling.training.index_maps import index_maps, the_better, views
 from codling.weights import registry
 from codling.weights.store import Parts, load_parts, save_model
 from tests.conftest import noise_picture, tiny_model
@@ -180,6 +180,27 @@ def test_an_oscar_model_gets_a_network_for_each_map(pictures: Path, tmp_path: Pa
         before, after = (codling.encode(path, model=tmp_path / name, level=level) for name in ("in", "out"))
         assert len(after) <= len(before)
         assert codling.decode(after, model=tmp_path / "out") == codling.decode(before, model=tmp_path / "in")
+
+
+def test_what_is_worse_is_not_kept() -> None:
+    """By stack: the first is better after training, the second before, and one that had nothing gets something."""
+
+    def striped(seed: int) -> np.ndarray:
+        return np.repeat(np.random.default_rng(seed).integers(0, 4, (1, 12, 1)), 14, 2)
+
+    model, others = tiny_oscar(), [striped(n) for n in range(1000, 1010)]
+    sizes = [level.codebook_size for level in model.levels]
+    assert [level.depth for level in model.levels] == [1, 1, 2]
+    good, bad = ([fit_index_model([maps[0] for maps in found], size) for size in sizes]
+                 for found in ([striped(n) for n in range(80)], [np.arange(12).reshape(1, 3, 4) % 4]))  # fmt: skip
+    before, after = Parts(model, index_models=(bad[0], *good[1:])), Parts(model, index_models=(good[0], *bad[1:]))
+    held_out = [others, [np.concatenate([maps, maps]) for maps in others]]
+    chosen, was, now = the_better(before, after, held_out)
+    assert now[0] < was[0]
+    assert was[1] < now[1]
+    assert chosen.index_models == tuple(good)
+    assert the_better(after, before, held_out)[0].index_models == tuple(good)
+    assert the_better(Parts(model), after, held_out)[0].index_models == after.index_models
 
 
 def test_maps_are_those_that_files_hold(tiny_directory: Path) -> None:

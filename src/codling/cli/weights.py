@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from codling.errors import ConfigError, RateError
 
@@ -98,7 +100,7 @@ def predict_command(
     output: Output,
     data: Annotated[str, typer.Option(help="Photographs to learn from: a folder, or tar shards.", show_default=False)],
     validation: Annotated[
-        str, typer.Option(help="Others, to say what it saves; not those of a test.", show_default=False)
+        str, typer.Option(help="Others, to keep what was where it is better; not those of a test.", show_default=False)
     ] = "",
     epochs: Annotated[float, typer.Option(help="How often each index is learned from.")] = 1.5,
     hidden: Annotated[int, typer.Option(help="Units of each network.")] = 96,
@@ -113,7 +115,7 @@ def predict_command(
 
     from codling.training.context_networks import ContextTraining
     from codling.training.data import load_pictures
-    from codling.training.index_maps import bits_an_index, index_maps, views, with_context_networks
+    from codling.training.index_maps import index_maps, the_better, views, with_context_networks
     from codling.weights.store import load_parts, round_weights, save_model
 
     _check_empty(output)
@@ -125,16 +127,22 @@ def predict_command(
         return load_pictures(source, crop=LONGEST, scales=(1.0, LONGEST), limit=limit).pictures
 
     held_out = index_maps(parts, read(validation)) if validation else []
-    before = bits_an_index(parts, held_out)
-    maps = index_maps(parts, views(read(data), times, seed=0))
+    photographs = read(data)
+    total = len(photographs) * times
+    print(f"reading the indices of {len(photographs)} photographs, {times} view(s) of each")
+    seen = views(photographs, times, seed=0)
+    maps = index_maps(parts, track(seen, "", total, console=Console(stderr=True), transient=True))
 
     def report(number: int, step: int, loss: float) -> None:
         print(f"map {number}: step {step}, {loss:.3f} bits an index")
 
-    parts = with_context_networks(parts, maps, config, report=report)
-    save_model(output, parts, precision=precision)
-    for number, (old, new) in enumerate(zip(before, bits_an_index(parts, held_out), strict=True)):
-        print(f"stack {number}: {old:.3f} bits an index before, {new:.3f} after, on {validation}")
+    learned = with_context_networks(parts, maps, config, report=report)
+    if validation:
+        learned, before, after = the_better(parts, learned, held_out)
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            kept = ", so it stays as it was" if old <= new else ""
+            print(f"stack {number}: {old:.3f} bits an index before, {new:.3f} after{kept}, on {validation}")
+    save_model(output, learned, precision=precision)
     print(f"{output}: use it with --model {output}")
 
 

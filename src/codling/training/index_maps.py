@@ -1,6 +1,6 @@
 """Maps of a model's indices of many pictures, and the model with networks that predict them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +42,7 @@ def views(pictures: Sequence[np.ndarray], count: int, *, seed: int) -> Iterator[
         yield seen[:, ::-1] if rng.random() < 0.5 else seen
 
 
-def index_maps(parts: Parts, pictures: Iterator[np.ndarray] | Sequence[np.ndarray]) -> Maps:
+def index_maps(parts: Parts, pictures: Iterable[np.ndarray]) -> Maps:
     """What a model makes of pictures (H, W, 3) uint8: of CoD one stack of one map, of OSCAR its stacks of maps."""
     tops, encode = _encoder(parts)
     maps: Maps = [[] for _ in tops]
@@ -75,16 +75,31 @@ def with_context_networks(
 
 def bits_an_index(parts: Parts, maps: Maps) -> list[float]:
     """What maps of other pictures cost, in files, by stack: bits an index, the mode byte left out."""
-    predictors: Sequence[IndexPredictor] = parts.index_models
-    if isinstance(parts.model, CoD):
-        predictors = [] if parts.index_model is None else [parts.index_model]
     costs, sizes, first = [], codebook_sizes(parts), 0
-    for stack in maps:
-        chosen = predictors[first : first + len(stack[0])] or None
-        coded = sum(len(encode_maps(indices, sizes[first], chosen)) - 1 for indices in stack)
+    for stack, chosen in zip(maps, _by_stack(parts, maps), strict=True):
+        coded = sum(len(encode_maps(indices, sizes[first], chosen or None)) - 1 for indices in stack)
         costs.append(8 * coded / sum(indices.size for indices in stack))
         first += len(stack[0])
     return costs
+
+
+def the_better(before: Parts, after: Parts, maps: Maps) -> tuple[Parts, list[float], list[float]]:
+    """The model after training, with what coded a stack before where that codes maps of other pictures in fewer bits;
+    and what both take, as `bits_an_index`: networks that saw few photographs can be worse than tables."""
+    costs = bits_an_index(before, maps), bits_an_index(after, maps)
+    stacks = zip(_by_stack(before, maps), _by_stack(after, maps), *costs, strict=True)
+    chosen = [predictor for old, new, was, now in stacks for predictor in (old if old and was <= now else new)]
+    if isinstance(after.model, CoD):
+        return replace(after, index_model=chosen[0]), *costs
+    return replace(after, index_models=tuple(chosen)), *costs
+
+
+def _by_stack(parts: Parts, maps: Maps) -> list[list[IndexPredictor]]:
+    """What codes the maps of each stack, or nothing."""
+    single = [] if parts.index_model is None else [parts.index_model]
+    predictors = single if isinstance(parts.model, CoD) else list(parts.index_models)
+    ends = np.cumsum([len(stack[0]) for stack in maps])
+    return [predictors[end - len(stack[0]) : end] for end, stack in zip(ends, maps, strict=True)]
 
 
 def codebook_sizes(parts: Parts) -> list[int]:
