@@ -10,7 +10,7 @@ from typing import TypeAlias
 import constriction
 import numpy as np
 
-from codling.bitstream import kernels
+from codling.bitstream.kernels import shares
 from codling.errors import FormatError
 
 PRECISION = 24
@@ -25,15 +25,20 @@ def frequencies(weights: np.ndarray) -> np.ndarray:
 
     f_i = 1 + floor(w_i (2^24 - n) / sum w); what rounding leaves goes to the first largest weight.
     """
-    out: np.ndarray = kernels.frequencies(weights.astype(np.int64), 1 << PRECISION)
-    return out
+    return 1 + _shares(weights).astype(np.int64)
 
 
 def categorical(weights: np.ndarray) -> Categorical:
     """The coder's model of symbols with integer weights, as `frequencies` has them."""
     # constriction gives every symbol 1 and shares out the other 2^24 - n by the numbers it is handed; handing it the
     # frequencies less 1, which sum to exactly that, makes its scale exactly 1.0 and its table ours.
-    return Categorical((frequencies(weights) - 1).astype(np.float64), perfect=False)
+    return Categorical(_shares(weights), perfect=False)
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """What symbols have of 2^24 parts beside the one that each has."""
+    out: np.ndarray = shares(np.asarray(weights, np.int64), (1 << PRECISION) - len(weights))
+    return out
 
 
 def least_cost(most: int) -> int:

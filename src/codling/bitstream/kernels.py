@@ -12,22 +12,22 @@ ACTIVE, MIXING_SHIFT = 255, 6
 
 
 @numba.njit(cache=True, nogil=True)
-def frequencies(weights, total):  # type: ignore[no-untyped-def]
-    """Integer weights (n,) -> frequencies (n,) int64 that sum to `total`; `bitstream.entropy.frequencies` says how.
+def shares(weights, free):  # type: ignore[no-untyped-def]
+    """Integer weights (n,) -> how many of `free` parts each gets, (n,) whole float64: floor(w free / sum w), and the
+    first largest what is left.
 
-    Weights are below 2^29, so their products with the total are exact. Quotients of these are rounded, by less than a
+    Weights are below 2^29, so their products with `free` are exact. Quotients of these are rounded, by less than a
     sum-th, and one that is not whole is at least that far from the next whole number: the floor is exact.
     """
-    free = np.float64(total - len(weights))
     size, most = 0, 0
     for i in range(len(weights)):
         size += weights[i]
         if weights[i] > weights[most]:
             most = i
-    out = np.empty(len(weights), np.int64)
-    left = total
+    out = np.empty(len(weights))
+    parts, left = np.float64(free), np.float64(free)
     for i in range(len(weights)):
-        out[i] = 1 + np.int64(np.floor(weights[i] * free / size))
+        out[i] = np.floor(weights[i] * parts / size)
         left -= out[i]
     out[most] += left
     return out
@@ -76,16 +76,21 @@ def _active(x):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _add_product(sums, factors, rows):  # type: ignore[no-untyped-def]
-    """sums (k,) += factors (n,) @ rows (n, k), four rows at a time: sums are read and written less often so."""
-    whole = len(factors) // 4 * 4
+    """sums (k,) += factors (n,) @ rows (n, k).
+
+    Rows of factors that are zero, as many are, are passed over; the others are taken four at a time, so that sums are
+    read and written less often.
+    """
+    live = np.flatnonzero(factors)
+    whole = len(live) // 4 * 4
     for j in range(0, whole, 4):
-        a, b, c, d = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
-        p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        a, b, c, d = factors[live[j]], factors[live[j + 1]], factors[live[j + 2]], factors[live[j + 3]]
+        p, q, r, s = rows[live[j]], rows[live[j + 1]], rows[live[j + 2]], rows[live[j + 3]]
         for k in range(len(sums)):
             sums[k] += (
                 a * np.float32(p[k]) + b * np.float32(q[k]) + c * np.float32(r[k]) + d * np.float32(s[k])
             )  # fmt: skip
-    for j in range(whole, len(factors)):
+    for j in live[whole:]:
         a, p = factors[j], rows[j]
         for k in range(len(sums)):
             sums[k] += a * np.float32(p[k])
