@@ -30,6 +30,7 @@ from codling.models.oscar import Oscar, OscarConfig
 from codling.models.oscar_stable_diffusion import OscarStableDiffusion, OscarStableDiffusionConfig
 from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from codling.models.wiener import WienerConfig, WienerFilter
+from codling.nn.uninitialised import uninitialised
 from codling.rcc.plan import ErrorTable
 from codling.weights.catalogue import CONFIG, FORMAT, Precision, read_config
 from codling.weights.packing import pack, unpack
@@ -145,7 +146,7 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
         stored = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    with torch.device("meta"):
+    with uninitialised():
         model = KINDS[manifest.kind][1](manifest.config)
     tables = (f"{INDEX_MODEL}.", f"{ERROR_TABLE}.")
     state = unpack({name: value for name, value in stored.items() if not name.startswith(tables)})
