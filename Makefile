@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.core
-	$(BIN)/codling demo --photos examples/photos --output demo
+	$(BIN)/codling demo --photos examples/photos --output demo --force
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest

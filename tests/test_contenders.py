@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from codling.errors import ConfigError
-from codling.evaluation.contenders import Setting, parse_spec
+from codling import api
+from codling.errors import ConfigError, ModelError
+from codling.evaluation import contenders
+from codling.evaluation.contenders import Setting, parse_spec, parse_specs
 from codling.evaluation.runner import run
 from codling.weights.store import Parts, save_model
 from tests.test_metrics import photograph
@@ -134,3 +136,74 @@ def test_settings_that_differ_for_the_decoder_alone_share_their_files(tiny_direc
     (three,) = rows(second)
     assert (three["width"], three["height"]) == (60, 80)
     assert file.stat().st_mtime_ns != written
+
+
+def labels(root: Path, *directories: str) -> list[tuple[str, str, str]]:
+    """Label, curve and folder of a setting of each."""
+    for directory in directories:
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    settings = parse_specs([f"{root / directory}:steps=2" for directory in directories])
+    return [(setting.label, setting.curve, setting.folder) for setting in settings]
+
+
+def test_models_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    """By the shortest parts of their paths that have folders of their own; one model alone keeps its name."""
+    assert labels(tmp_path, "runA/model") == [("model:steps=2", "model", "model_steps=2")]
+    assert labels(tmp_path, "runA/model", "runB/model", "other") == [
+        ("runA/model:steps=2", "runA/model", "runA_model_steps=2"),
+        ("runB/model:steps=2", "runB/model", "runB_model_steps=2"),
+        ("other:steps=2", "other", "other_steps=2"),
+    ]
+    assert [curve for _, curve, _ in labels(tmp_path, "x/run/m", "y/run/m", "z/m")] == ["x/run/m", "y/run/m", "z/m"]
+    folders = [folder for *_, folder in labels(tmp_path, "x/run/m", "x/m", "y/run_m")]
+    assert len(set(folders)) == 3
+    (tmp_path / "avif").mkdir()
+    mixed = parse_specs(["avif/3:quality=1", str(tmp_path / "avif")])
+    assert [setting.label for setting in mixed] == ["avif/3:quality=1", f"{tmp_path.name}/avif"]
+
+
+def test_models_that_share_a_name_have_encodings_of_their_own(tmp_path: Path) -> None:
+    """Though the labels of the whole settings differ already."""
+    for run_name in ("runA", "runB"):
+        (tmp_path / run_name / "model").mkdir(parents=True)
+    one, other = parse_specs([f"{tmp_path}/runA/model:steps=1", f"{tmp_path}/runB/model:steps=2"])
+    assert one.encoding.folder != other.encoding.folder
+
+
+def test_a_setting_given_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = parse_specs(["webp:quality=1,2", "webp:quality=2", "m:steps=1", "./m/:steps=1", f"{tmp_path}/m:steps=1"])
+    assert [setting.label for setting in settings] == ["webp:quality=1", "webp:quality=2", "m:steps=1"]
+
+
+def test_models_are_loaded_on_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loaded = []
+
+    def load(*names: str, device: str = "auto", **_: object) -> None:
+        loaded.append((*names, device))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(api, "load", load)
+    monkeypatch.setattr(api, "load_finisher", load)
+    (setting,) = parse_specs(["linear:bytes=90"], device="cpu")
+    with pytest.raises(ModelError, match="enough"):
+        setting.encode(tmp_path / "a.png")
+    with pytest.raises(ModelError, match="enough"):
+        contenders._finisher("oscar-s", setting.device)
+    assert loaded == [("linear", "cpu"), ("oscar-s", "cpu")]
+
+
+def test_models_are_fetched_before_workers_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    located = []
+
+    def locate(name: str) -> None:
+        located.append(name)
+        if name == "oscar-s":
+            raise ModelError("cannot fetch")
+
+    monkeypatch.setattr("codling.evaluation.runner.locate", locate)
+    settings = parse_specs(["webp:quality=1", "linear:bytes=60,90", "linear:bytes=60:finish=oscar-s"])
+    with pytest.raises(ModelError, match="cannot fetch"):
+        run([], settings, tmp_path, metrics=("psnr",), jobs=1, report=lambda _: None)
+    assert located == ["linear", "oscar-s"]

@@ -1,6 +1,7 @@
 """`codling eval` and `codling report`: honest files, failures that cost one picture, runs that resume, and the page."""
 
 import json
+import os
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from codling import api
 from codling.cli.main import app
 from codling.errors import CodlingError, ConfigError, ImageError, RateError
 from codling.evaluation import runner
-from codling.evaluation.contenders import parse_spec
+from codling.evaluation.bench import bench
+from codling.evaluation.contenders import Setting, parse_spec
 from codling.evaluation.patches import patch_distances, patches
 from codling.evaluation.report import build
 from codling.evaluation.runner import Results, pictures_in, run
@@ -312,3 +315,33 @@ def test_the_commands(images: Path, tmp_path: Path) -> None:
     drawn = cli.invoke(app, ["report", str(tmp_path), "--images", str(images), "-o", str(output), "--bpp", "0.5"])
     assert drawn.exit_code == 0, drawn.output
     assert output.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("device", "jobs"), [("cpu", os.cpu_count()), ("cuda", 1)])
+def test_a_gpu_is_given_one_job_at_a_time(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int
+) -> None:
+    asked: list[tuple[int, set[str]]] = []
+
+    def watched(_: list[Path], settings: list[Setting], *__: object, jobs: int, **___: object) -> Results:
+        asked.append((jobs, {setting.device for setting in settings}))
+        return Results([], {}, [])
+
+    monkeypatch.setattr(api, "torch_device", torch.device)
+    monkeypatch.setattr(runner, "run", watched)
+    arguments = ["eval", "--images", str(images), "--codec", "linear:bytes=90", "--out", str(tmp_path)]
+    for more, expected in (([], jobs), (["--jobs", "3"], 3)):
+        done = CliRunner().invoke(app, [*arguments, "--device", device, *more])
+        assert done.exit_code == 0, done.exception
+        assert asked.pop() == (expected, {device})
+
+
+def test_an_unknown_device_is_said_at_once(images: Path, tmp_path: Path) -> None:
+    arguments = ["eval", "--images", str(images), "--codec", "linear:bytes=90", "--out", str(tmp_path)]
+    error = CliRunner().invoke(app, [*arguments, "--device", "tpu"]).exception
+    assert 'device must be "auto", "cpu" or "cuda"' in str(error)
+
+
+def test_the_speed_table_says_which_models_it_is_of() -> None:
+    with pytest.raises(ConfigError, match="model linear is of codec diffc, wanted one of codec cod, like cod-xs"):
+        next(bench("linear", []))

@@ -9,6 +9,7 @@ import typer
 
 from codling import api
 from codling.cli import options
+from codling.cli.files import check_free
 from codling.configuration import override
 from codling.errors import CodlingError
 from codling.files import PICTURE_SUFFIXES
@@ -50,6 +51,11 @@ def command(
     """
     if (output / CONFIG).exists() and not force:
         raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    if plot:
+        from codling.evaluation.pseudo_times import plot_format
+
+        plot_format(plot)
+        check_free([plot], force=force)
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)[:limit]
     if not paths:
         raise CodlingError(f"no picture in {images} (looked for {', '.join(PICTURE_SUFFIXES)})")
@@ -65,7 +71,7 @@ def command(
     if own_codec(parts.model) is CodecId.OSCAR:
         if set:
             raise CodlingError(f"--set is for the DiffC settings, and model {model} is an OSCAR model; leave it out")
-        parts = _oscar_parts(parts, paths, plot)
+        parts = _oscar_parts(parts, paths, plot, force=force)
     else:
         if plot:
             raise CodlingError(f"--plot is for OSCAR models, and model {model} is none; leave it out")
@@ -106,7 +112,7 @@ def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[st
     return replace(parts, error_tables=tables, diffc=diffc)
 
 
-def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None) -> "Parts":
+def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None, *, force: bool) -> "Parts":
     """With index tables for each level. Prints the pseudo-times, and plots them if asked."""
     from rich.console import Console
     from rich.table import Table
@@ -126,6 +132,6 @@ def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None) -> "Parts
     if plot:
         from codling.evaluation.pseudo_times import plot as draw
 
-        draw(measured, plot)
+        draw(measured, plot, force=force)
     tables = (fit_index_model(maps, entry.codebook_size) for maps, entry in zip(measured.maps, levels, strict=True))
     return replace(parts, index_models=tuple(tables))

@@ -11,7 +11,7 @@ from PIL import Image
 from codling import api
 from codling.bitstream.container import MAX_PIXELS, CodecId, unpack
 from codling.cli import options
-from codling.cli.files import Job, plan, run_jobs
+from codling.cli.files import Job, check_free, check_jobs, plan, run_jobs
 from codling.errors import ConfigError
 from codling.files import write_whole
 
@@ -57,10 +57,12 @@ def command(
     jobs = plan(inputs, output, suffixes=(".roe",), new_suffix=f".{format.lstrip('.')}")
     for job in jobs:
         picture_format(job.target)
+    check_jobs(jobs, force=force)
     codecs: dict[tuple[int, CodecId], Codec] = {}
     finisher = None if finish is None else api.load_finisher(finish, device=device)
 
     def work(job: Job) -> dict[str, Any]:
+        check_free([job.target], force=force)
         data = job.source.read_bytes()
         stream = unpack(data, max_pixels=max_pixels)
         key = (stream.model_id, stream.codec)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from codling import api
 from codling.cli import options
-from codling.cli.files import plan
+from codling.cli.files import Job, check_free, plan
 from codling.files import PICTURE_SUFFIXES, write_whole
 from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL
 
@@ -26,34 +26,42 @@ def command(
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     device: options.Device = "auto",
+    force: options.Force = False,
 ) -> None:
     """Encode photographs, decode them again, and draw a comparison sheet."""
-    from codling.evaluation.demo import demonstrate, demonstrate_budgets
+    from codling.evaluation.demo import demonstrate, demonstrate_budgets, way_of
     from codling.evaluation.sheet import comparison_sheet
 
+    output.mkdir(parents=True, exist_ok=True)  # a folder, with a dot in its name too
     jobs = plan([photos], output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
+    photographs, counts = [job.source for job in jobs], tuple(steps or (1, None))
+    sheet, budget_sheet = output / "sheet.png", output / "budgets.png"
+    pictures = [decoded_path(job, way_of(count)) for job in jobs for count in counts]
+    check_free([*(job.target for job in jobs), *pictures, sheet, budget_sheet], force=force)
     codec = api.load(model, device=device)
     rows = []
     print(f"{'photograph':<12}{'bytes':>7}{'bpp':>9}{'encode':>9}   decoded with: PSNR, seconds")
-    for result in demonstrate([job.source for job in jobs], codec, steps=tuple(steps or (1, None))):
-        write_whole(output / f"{result.name}.roe", result.data, force=True)
+    for job, result in zip(jobs, demonstrate(photographs, codec, steps=counts), strict=True):
+        write_whole(job.target, result.data, force=force)
         for way, (image, _, _) in result.decoded.items():
-            buffer = io.BytesIO()
-            image.save(buffer, "PNG")
-            write_whole(output / f"{result.name}-{way.replace(' ', '-')}.png", buffer.getvalue(), force=True)
+            write_png(image, decoded_path(job, way), force=force)
         decoded = "   ".join(f"{way}: {db:.2f} dB, {s:.2f} s" for way, (_, db, s) in result.decoded.items())
         seconds = f"{result.encode_seconds:.2f} s"
         print(f"{result.name:<12}{len(result.data):>7}{result.bpp:>9.4f}{seconds:>9}   {decoded}")
         rows.append(result.panels())
-    write_sheet(comparison_sheet(rows), output / "sheet.png")
+    write_png(comparison_sheet(rows), sheet, force=force)
     progressive = api.load(RATE_MODEL, device=device)
-    photographs = [job.source for job in jobs]
     budgets = list(demonstrate_budgets(photographs, progressive, budgets=BUDGETS))
-    write_sheet(comparison_sheet(budgets), output / "budgets.png")
+    write_png(comparison_sheet(budgets), budget_sheet, force=force)
     print(f"files and pictures are in {output}/; look at sheet.png and, for {RATE_MODEL} by bytes, at budgets.png")
 
 
-def write_sheet(sheet: Image.Image, path: Path) -> None:
+def decoded_path(job: Job, way: str) -> Path:
+    """Where the picture lies that a photograph's file was decoded to, in a way like "1 step"."""
+    return job.target.with_name(f"{job.target.stem}-{way.replace(' ', '-')}.png")
+
+
+def write_png(picture: Image.Image, path: Path, *, force: bool) -> None:
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_whole(path, buffer.getvalue(), force=True)
+    picture.save(buffer, "PNG")
+    write_whole(path, buffer.getvalue(), force=force)

@@ -9,7 +9,8 @@ import typer
 from codling import api
 from codling.bitstream.container import MAX_PIXELS
 from codling.cli import options
-from codling.cli.files import Job, plan, run_jobs
+from codling.cli.files import Job, check_free, check_jobs, plan, run_jobs
+from codling.errors import ConfigError
 from codling.files import PICTURE_SUFFIXES, write_whole
 
 
@@ -27,7 +28,7 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help="A model's name or directory. Default: cod-xs; diffc-xs for a rate, oscar-s for a level.",
+            help="A model's name or directory. Default: cod-xs; diffc-xs for a rate, oscar-s for a level; that of --codec.",
             show_default=False,
         ),
     ] = None,
@@ -59,11 +60,16 @@ def command(
 ) -> None:
     """Encode pictures."""
     jobs = plan(inputs, output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
+    for job in jobs:
+        if job.target.suffix.lower() in PICTURE_SUFFIXES:
+            raise ConfigError(f"{job.target} is the name of a picture; choose another, like {job.target.stem}.roe")
+    check_jobs(jobs, force=force)
     asked = any(given is not None for given in (max_bytes, bpp, psnr, steps_to))
-    chosen = model or api.default_model(rate_asked=asked, level_asked=level is not None)
+    chosen = model or api.default_model(codec=codec, rate_asked=asked, level_asked=level is not None)
     coder = api.load(chosen, codec=codec, device=device)
 
     def work(job: Job) -> dict[str, Any]:
+        check_free([job.target], force=force)
         begin = time.perf_counter()
         data = api.encode(
             job.source,

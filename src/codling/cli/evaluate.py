@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
+from codling import api
+from codling.cli import options
+
 METRICS_HELP = "psnr, ms-ssim, haarpsi, gmsd, swd, lpips-alex, lpips-vgg, dists, fid-64, fid-256. Repeatable."
+# Each of two processes a job keeps a model, and a GPU has memory for few.
+JOBS_DEFAULT = "one a core; 1 on a GPU"
 
 
 def command(
@@ -19,28 +24,31 @@ def command(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to continue.", show_default=False)],
     metric: Annotated[list[str] | None, typer.Option(help=METRICS_HELP, show_default="psnr, ms-ssim, swd")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default="one a core")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Pictures at a time.", show_default=JOBS_DEFAULT)] = None,
+    device: options.Device = "auto",
     time: Annotated[bool, typer.Option("--time", help="Then time each setting, alone and warm.")] = False,
 ) -> None:
     """Encode to real files, decode from the bytes alone, measure. Exits with status 1 if any picture failed."""
-    from codling.evaluation.contenders import parse_spec
+    from codling.evaluation.contenders import parse_specs
     from codling.evaluation.metrics import DEFAULT_METRICS
     from codling.evaluation.runner import pictures_in, run
     from codling.evaluation.summary import summarise, write
     from codling.evaluation.timing import time_setting
 
-    settings = [setting for spec in codec for setting in parse_spec(spec)]
+    default_jobs = 1 if api.torch_device(device).type == "cuda" else os.cpu_count() or 1
+    settings = parse_specs(codec, device=device)
     pictures = pictures_in(images)
     results = run(
         pictures,
         settings,
         out,
         metrics=tuple(metric or DEFAULT_METRICS),
-        jobs=jobs or os.cpu_count() or 1,
+        jobs=jobs or default_jobs,
         report=print,
     )
     write(results, summarise(results), out)
-    print(f"results are in {out}/results.json, .csv and, with pyarrow, .parquet; `codling report {out}` draws them")
+    print(f"results are in {out}/results.json, .csv and, with pyarrow, .parquet")
+    print(f"`codling report {out} --images {images}` draws them")
     if time:
         print(f"{'setting':<28}{'encode':>10}{'decode':>10}{'memory':>10}   (medians, 1 process, all cores)")
         for setting in settings:

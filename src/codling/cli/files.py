@@ -58,6 +58,22 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
     return jobs
 
 
+def check_free(targets: Iterable[Path], *, force: bool) -> None:
+    """Raises CodlingError, before any work, if files to write exist and `force` is not set."""
+    existing = [] if force else [target for target in targets if target.exists()]
+    if existing:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        verb = "exist" if others else "exists"
+        raise CodlingError(f"{existing[0]}{others} {verb}; nothing is overwritten without --force")
+
+
+def check_jobs(jobs: list[Job], *, force: bool) -> None:
+    """`check_free` where not one of the jobs can be done. Else those that cannot fail one by one and the others are
+    done, so that a folder that was interrupted goes on."""
+    if all(job.target.exists() for job in jobs):
+        check_free((job.target for job in jobs), force=force)
+
+
 def run_jobs(
     jobs: list[Job],
     work: Callable[[Job], dict[str, Any]],

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from codling import api
 from codling.bitstream.container import MAX_PIXELS
 from codling.cli import options
+from codling.cli.files import check_free
 from codling.errors import ConfigError
 from codling.files import write_whole
 
@@ -40,6 +41,7 @@ def command(
     if suffix not in ANIMATIONS and suffix not in SHEETS:
         known = ", ".join((*ANIMATIONS, *SHEETS))
         raise ConfigError(f"cannot write previews as {output.name}: unknown suffix {suffix!r}; use one of {known}")
+    check_free([output], force=force)
     data = source.read_bytes()
     steps = list(api.preview(data, model=model, device=device, max_pixels=max_pixels))
     frames = [labelled(image, f"{used} bytes") for used, image in steps]

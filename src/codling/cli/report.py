@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from codling.cli import options
+from codling.cli.files import check_free
 from codling.files import write_whole
 
 
@@ -28,6 +29,7 @@ def command(
     force: options.Force = False,
 ) -> None:
     """Draw an evaluation as one self-contained HTML page."""
+    check_free([output], force=force)
     from codling.evaluation.report import build
     from codling.evaluation.summary import machine, read, read_published, summarise
 

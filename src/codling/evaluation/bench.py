@@ -19,6 +19,7 @@ from codling import api, batches
 from codling.codecs.base import Codec
 from codling.codecs.cod import CoDCodec
 from codling.codecs.search import gpu_search
+from codling.errors import ConfigError
 from codling.evaluation.channel_bench import (
     candidates_per_second,
     coders,
@@ -28,6 +29,7 @@ from codling.evaluation.channel_bench import (
     step_seconds,
 )
 from codling.pictures import load_picture
+from codling.weights.catalogue import DEFAULT_MODEL, LEVEL_MODEL, RATE_MODEL
 from codling.weights.registry import load
 
 REPEATS = 5
@@ -51,11 +53,10 @@ print(json.dumps([statistics.median(times[1:]), peak * (1 if sys.platform == "da
 # Encodes argv[1] with model argv[2] to .03 bpp, a square of it and the whole: [size, seconds, seconds, share, bytes].
 DIFFC_TRIP = """
 import cProfile, json, pstats, resource, sys, time
-import numpy as np
-from PIL import Image
 from codling import api
+from codling.pictures import load_picture
 codec, rows = api.load(sys.argv[2], device="cpu"), []
-whole = np.asarray(Image.open(sys.argv[1]).convert("RGB"))
+whole = load_picture(sys.argv[1]).rgb
 for picture in (whole[:512, :512], whole):
     api.encode(picture, model=codec, bpp=0.03)
     profile, begin = cProfile.Profile(), time.perf_counter()
@@ -95,11 +96,19 @@ def machine() -> str:
 
 
 def bench(model: str, photos: list[Path]) -> Iterator[Row]:
-    """Measure row by row. `photos` are 768 x 512 or so; the first is used for timing."""
+    """Measure row by row. `photos` are 768 x 512 or so; the first is used for timing.
+
+    Raises ConfigError, before the first row, unless it is a CoD model.
+    """
+    codec = load(model, device=torch.device("cpu"))
+    if not isinstance(codec, CoDCodec):
+        raise ConfigError(
+            f"model {model} is of codec {codec.codec_id.name.lower()}, wanted one of codec cod, like {DEFAULT_MODEL}; "
+            f"{RATE_MODEL} and {LEVEL_MODEL} have rows of their own with any"
+        )
     seconds = _process_seconds([sys.executable, "-c", "import codling"]) - _process_seconds([sys.executable, "-c", ""])
     yield Row("import codling", f"{seconds:.3f} s", "< 0.3 s", seconds < 0.3)
 
-    codec = load(model, device=torch.device("cpu"))
     files = [api.encode(photo, model=codec) for photo in photos]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.roe"
@@ -109,7 +118,6 @@ def bench(model: str, photos: list[Path]) -> Iterator[Row]:
 
     yield from round_trip(model, photos[0])
 
-    assert isinstance(codec, CoDCodec)
     saved = np.array([_saved_share(data, photo, codec) for data, photo in zip(files, photos, strict=True)])
     yield Row(
         f"index bits saved against fixed length, {len(photos)} photographs",

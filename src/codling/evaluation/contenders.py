@@ -14,7 +14,8 @@ A specification is `NAME[/FACTOR][:KEY=VALUE,VALUE...]...`; every combination of
 import io
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -31,6 +32,7 @@ from codling.bitstream.container import CodecId
 from codling.configuration import suggest
 from codling.errors import ConfigError, FormatError
 from codling.evaluation import learned
+from codling.pictures import load_picture
 from codling.weights.catalogue import entries, model_id, read_config
 
 if TYPE_CHECKING:
@@ -59,26 +61,30 @@ UNEVEN = b"\x01"
 
 @dataclass(frozen=True)
 class Setting:
-    """One codec at one setting: a point of a rate-distortion curve. `options` are (key, value) pairs."""
+    """One codec at one setting: a point of a rate-distortion curve. `options` are (key, value) pairs.
+
+    alias: what labels call the codec, by default the last part of its name. device: of codling's models.
+    """
 
     name: str
     factor: int
     options: tuple[tuple[str, str], ...]
+    alias: str = ""
+    device: str = "auto"
 
     @property
     def curve(self) -> str:
         """The codec without its setting, for example `avif/3`; points of one curve share it."""
-        base = Path(self.name).name
+        base = self._base
         # A model of any rate: what is not the rate makes another curve.
         if any(key in ROE_RATES for key, _ in self.options):
             return ":".join([base, *(f"{key}={value}" for key, value in self.options if key not in ROE_RATES)])
-        return base if self.factor == 1 else f"{base}/{self.factor}"
+        return self._head
 
     @property
     def label(self) -> str:
         """For example `avif/3:quality=20`; also a file name, with `_` for `/` and `:`."""
-        base = Path(self.name).name if self.factor == 1 else f"{Path(self.name).name}/{self.factor}"
-        return ":".join([base, *(f"{key}={value}" for key, value in self.options)])
+        return ":".join([self._head, *(f"{key}={value}" for key, value in self.options)])
 
     @property
     def folder(self) -> str:
@@ -96,6 +102,23 @@ class Setting:
         return CLASSICAL[self.name].suffix if self.name in CLASSICAL else ".roe"
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Names or directories of codling's models that it takes: its own, and the one that finishes."""
+        if self.name in CLASSICAL or self.name.startswith(learned.PREFIX):
+            return ()
+        return (self.name, *(value for key, value in self.options if key == "finish"))
+
+    @property
+    def _base(self) -> str:
+        """What labels call the codec."""
+        return self.alias or Path(self.name).name
+
+    @property
+    def _head(self) -> str:
+        """What labels begin with: the codec, and the factor that it shrinks by."""
+        return self._base if self.factor == 1 else f"{self._base}/{self.factor}"
+
+    @property
     def _quality(self) -> int:
         """Of a learned codec, 1 to 8."""
         return int(dict(self.options).get("quality", 1))
@@ -103,15 +126,13 @@ class Setting:
     def encode(self, path: Path) -> bytes:
         """The picture at `path` as a file's bytes."""
         if self.name.startswith(learned.PREFIX):
-            with Image.open(path) as opened:
-                return learned.encode(np.asarray(opened.convert("RGB")), self.name, self._quality)
+            return learned.encode(load_picture(path).rgb, self.name, self._quality)
         if self.name not in CLASSICAL:
             model = self._model()
             names = ROE_RATES | {"level": "level"} if model.codec_id is CodecId.OSCAR else ROE_RATES
             rate = {names[key]: ROE_KEYS[key](value) for key, value in self.options if key in names}
             return api.encode(path, model=model, **rate)
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+        picture = Image.fromarray(load_picture(path).rgb)
         excess = (-picture.width % self.factor, -picture.height % self.factor)
         data = self._save(_shrink(picture, self.factor, excess))
         return data if excess == (0, 0) else UNEVEN + bytes(excess) + data
@@ -160,11 +181,11 @@ class Setting:
             sampler=options.get("sampler"),
             seed=int(options.get("seed", 0)),
             score_scale=float(options.get("score", 1)),
-            finish=_finisher(options["finish"]) if "finish" in options else None,
+            finish=_finisher(options["finish"], self.device) if "finish" in options else None,
         )
 
     def _model(self) -> "Codec":
-        return _model(self.name, dict(self.options).get("codec"))
+        return _model(self.name, dict(self.options).get("codec"), self.device)
 
 
 def folder_of(label: str) -> str:
@@ -183,6 +204,28 @@ ROE_RATES = {"bytes": "max_bytes", "bpp": "bpp", "psnr": "psnr", "level": "noise
 CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}
 
 
+def parse_specs(specs: Iterable[str], *, device: str = "auto") -> list[Setting]:
+    """All settings of several specifications, each once; models that share a name are told apart by their folders.
+
+    device: "auto", "cpu" or "cuda", for codling's models. Raises ConfigError as `parse_spec` does.
+    """
+    settings = dict.fromkeys(setting for spec in specs for setting in parse_spec(spec))
+    aliases = _aliases(dict.fromkeys(setting.name for setting in settings))
+    return [replace(setting, alias=aliases[setting.name], device=device) for setting in settings]
+
+
+def _aliases(names: Iterable[str]) -> dict[str, str]:
+    """The last part of each name, and as many before it as the names of result folders need to differ."""
+    parts = {name: Path(name).parts for name in names}
+    aliases = {name: parts[name][-1] for name in parts}
+    for length in range(2, max(map(len, parts.values()), default=0) + 1):
+        uses = Counter(map(folder_of, aliases.values()))
+        for name, alias in aliases.items():
+            if uses[folder_of(alias)] > 1:
+                aliases[name] = Path(*parts[name][-length:]).as_posix()
+    return aliases
+
+
 def parse_spec(spec: str) -> list[Setting]:
     """All settings of a specification. Raises ConfigError naming what is wrong with it."""
     head, *groups = spec.split(":")
@@ -198,6 +241,8 @@ def parse_spec(spec: str) -> list[Setting]:
             f"codec {spec!r}: unknown codec {name!r}{suggest(name, names)}; wanted one of {', '.join(sorted(names))}, "
             "or a model's directory"
         )
+    if name not in names:
+        name = os.fspath(Path(name).absolute())  # one directory, one name, however it is written
     if name in CLASSICAL:
         _classical(name)
     elif factor != 1:
@@ -250,15 +295,15 @@ def _id(name: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _finisher(name: str) -> "Finisher":
+def _finisher(name: str, device: str) -> "Finisher":
     """What finishes streams, kept as the model is."""
-    return api.load_finisher(name)
+    return api.load_finisher(name, device=device)
 
 
 @lru_cache(maxsize=1)
-def _model(name: str, codec: str | None) -> "Codec":
+def _model(name: str, codec: str | None, device: str) -> "Codec":
     """The model, kept between pictures by a worker that does one setting at a time."""
     try:
-        return api.load(os.fspath(name), codec=codec)
+        return api.load(name, codec=codec, device=device)
     except FormatError as error:
         raise ConfigError(str(error)) from error

@@ -12,6 +12,7 @@ from codling import api
 from codling.codecs.base import Codec
 from codling.evaluation.metrics import psnr
 from codling.evaluation.sheet import Panel
+from codling.pictures import load_picture
 
 
 @dataclass(frozen=True)
@@ -36,29 +37,31 @@ class Demonstration:
         return row
 
 
+def way_of(steps: int | None) -> str:
+    """A number of steps as text, None for the model's default."""
+    return "default" if steps is None else f"{steps} step{'s' * (steps > 1)}"
+
+
 def demonstrate(paths: list[Path], codec: Codec, *, steps: tuple[int | None, ...]) -> Iterator[Demonstration]:
     """Encode each photograph once and decode its bytes at every number of steps, None for the model's default."""
     for path in paths:
         begin = time.perf_counter()
         data = api.encode(path, model=codec)
         encode_seconds = time.perf_counter() - begin
-        with Image.open(path) as opened:
-            original = opened.convert("RGB")
+        original = Image.fromarray(load_picture(path).rgb)
         decoded = {}
         for count in steps:
             begin = time.perf_counter()
             image = api.decode(data, model=codec, steps=count)
             seconds = time.perf_counter() - begin
-            text = "default" if count is None else f"{count} step{'s' * (count > 1)}"
-            decoded[text] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
+            decoded[way_of(count)] = (image, psnr(np.asarray(original), np.asarray(image)), seconds)
         yield Demonstration(path.stem, original, data, encode_seconds, decoded)
 
 
 def demonstrate_budgets(paths: list[Path], codec: Codec, *, budgets: tuple[int, ...]) -> Iterator[list[Panel]]:
     """A row of a sheet for each photograph: the faithful picture from files of so many bytes."""
     for path in paths:
-        with Image.open(path) as opened:
-            original = opened.convert("RGB")
+        original = Image.fromarray(load_picture(path).rgb)
         row = [Panel(original, f"{path.stem}: original")]
         for budget in budgets:
             data = api.encode(path, model=codec, max_bytes=budget)

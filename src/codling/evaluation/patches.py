@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from codling.errors import ImageError
 from codling.evaluation.metrics import UnavailableError
+from codling.pictures import load_picture
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -37,7 +37,7 @@ def patch_distances(pairs: list[tuple[Path, Path]], *, size: int, features: "Mod
 
         # Metrics are asked for float64: FID subtracts nearly equal numbers.
         fid = FrechetInceptionDistance(feature=features or FEATURES).set_dtype(torch.float64)
-        count = sum(len(patches(_read(original), size)) for original, _ in pairs)
+        count = sum(len(patches(load_picture(original).rgb, size)) for original, _ in pairs)
         if count < 2:
             raise ImageError(f"FID and KID of {size} px patches need at least 2 of them, the pictures have {count}")
         kid = KernelInceptionDistance(
@@ -73,11 +73,6 @@ def patches(picture: np.ndarray, size: int) -> np.ndarray:
 
 def _batches(files: list[Path], size: int) -> Iterator[np.ndarray]:
     for file in files:
-        whole = patches(_read(file), size)
+        whole = patches(load_picture(file).rgb, size)
         for start in range(0, len(whole), BATCH):
             yield whole[start : start + BATCH]
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as opened:
-        return np.array(opened.convert("RGB"))

@@ -18,6 +18,7 @@ from codling.evaluation.contenders import folder_of
 from codling.evaluation.metrics import METRICS
 from codling.evaluation.runner import Results
 from codling.evaluation.summary import Point, bd_rates
+from codling.pictures import load_picture
 
 WEBP_QUALITY = 90
 # A setting is shown at a budget if its mean rate is within this factor of it.
@@ -200,6 +201,5 @@ def _number(value: float) -> str:
 
 def _data_url(path: Path) -> str:
     buffer = io.BytesIO()
-    with Image.open(path) as opened:
-        opened.convert("RGB").save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+    Image.fromarray(load_picture(path).rgb).save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

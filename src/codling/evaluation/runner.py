@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from codling import __version__, swd
 from codling.errors import CodlingError, ConfigError, ImageError
@@ -28,6 +27,8 @@ from codling.evaluation.contenders import Setting
 from codling.evaluation.metrics import METRICS, UnavailableError, check_names, measure
 from codling.evaluation.patches import SIZES, patch_distances
 from codling.files import PICTURE_SUFFIXES, write_whole
+from codling.pictures import load_picture
+from codling.weights.registry import locate
 
 # Patches a picture adds to the distance over the whole set: 24 pictures give 24,000 a level.
 SET_PATCHES = 1024
@@ -77,9 +78,13 @@ def run(
     """Measure every setting on every picture, `jobs` at a time, and keep all of it under `out`.
 
     Encoders and decoders are different processes: a decoder is handed a file, never the picture. Measurements that are
-    there already and depend on the same picture, codec and version are kept.
+    there already and depend on the same picture, codec and version are kept. Raises ModelError if a model is not to be
+    had.
     """
     check_names(metrics, over_set=True)
+    # Workers that fetch a hub model at the same time would write to the same files.
+    for name in dict.fromkeys(name for setting in settings for name in setting.models):
+        locate(name)
     each = tuple(name for name in metrics if name in METRICS)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
@@ -120,7 +125,7 @@ def set_distances(pairs: list[tuple[Path, Path]], metrics: tuple[str, ...]) -> d
     """
     values: dict[str, float | str] = {}
     if "swd" in metrics:
-        sides = [[swd.patches(_read(pair[side]), SET_PATCHES) for pair in pairs] for side in (0, 1)]
+        sides = [[swd.patches(load_picture(pair[side]).rgb, SET_PATCHES) for pair in pairs] for side in (0, 1)]
         values["swd-set"] = swd.compare(sides[0], sides[1])
     for size in SIZES:
         if f"fid-{size}" in metrics:
@@ -217,13 +222,8 @@ def _decode(file: Path, setting: Setting, decoded: Path) -> float:
 
 
 def _measure(picture: Path, decoded: Path, metrics: tuple[str, ...]) -> tuple[tuple[int, int], dict[str, float | str]]:
-    original = _read(picture)
-    return (original.shape[1], original.shape[0]), measure(original, _read(decoded), metrics)
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as opened:
-        return np.asarray(opened.convert("RGB"))
+    original = load_picture(picture).rgb
+    return (original.shape[1], original.shape[0]), measure(original, load_picture(decoded).rgb, metrics)
 
 
 def _line(setting: Setting, done: list[dict[str, Any]]) -> str:
@@ -232,7 +232,10 @@ def _line(setting: Setting, done: list[dict[str, Any]]) -> str:
 
 
 def _means(done: list[dict[str, Any]]) -> Iterator[str]:
+    """Of the metrics that all rows have: what an earlier run measured may have been asked of some pictures only."""
     for name in done[0]["metrics"]:
+        if any(name not in row["metrics"] for row in done):
+            continue
         values = [row["metrics"][name] for row in done]
         yield f"{name} {np.mean(values):.4g}" if all(isinstance(v, float) for v in values) else f"{name} unavailable"
 

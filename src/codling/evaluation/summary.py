@@ -174,12 +174,16 @@ def machine() -> dict[str, str]:
 
 
 def write(results: Results, points: list[Point], out: Path) -> None:
-    """`results.csv` (a row a file), `results.parquet` where pyarrow is installed, and `results.json` (everything)."""
+    """`results.csv` (a row a file), `results.parquet` where pyarrow is installed, and `results.json` (everything).
+
+    The tables have a column for every metric of any row; where a row has it not, the cell is empty.
+    """
     flat = [
         {k: v for k, v in row.items() if k not in ("metrics", "key")}
         | {name: value if isinstance(value, float) else None for name, value in row["metrics"].items()}
         for row in results.rows
     ]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
     document = {
         "machine": machine(),
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": 0},
@@ -192,7 +196,7 @@ def write(results: Results, points: list[Point], out: Path) -> None:
     if not flat:
         return
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, flat[0])
+    writer = csv.DictWriter(table, columns)
     writer.writeheader()
     writer.writerows(flat)
     write_whole(out / "results.csv", table.getvalue().encode(), force=True)
@@ -202,7 +206,7 @@ def write(results: Results, points: list[Point], out: Path) -> None:
     except ImportError:
         return
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), buffer)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict.fromkeys(columns) | row for row in flat]), buffer)
     write_whole(out / "results.parquet", buffer.getvalue(), force=True)
 
 
