@@ -78,8 +78,17 @@ def test_what_comes_with_a_picture_stays_with_it() -> None:
     with pytest.warns(codling.PictureWarning, match="partly transparent"):
         codling.encode_batch(given, model=codec)
     files = codling.encode_batch(given, model=codec, keep=["alpha"])
+    assert codling.encode_batch(given, model=codec, keep="alpha") == files
     modes = [image.mode for image in codling.decode_batch(files, model=codec)]
     assert modes == ["RGB", "RGBA"]
+
+
+def test_files_are_given_by_path_too(tmp_path: Path) -> None:
+    codec = squares_codec()
+    (data,) = codling.encode_batch([noise_picture(20, 30)], model=codec)
+    (tmp_path / "x.roe").write_bytes(data)
+    found = codling.decode_batch([data, tmp_path / "x.roe"], model=codec)
+    assert np.array_equal(found[0], found[1])
 
 
 def test_what_cannot_be_says_so(tiny_codec: CoDCodec, tiny_directory: Path) -> None:

@@ -4,15 +4,18 @@ data = codling.encode("photo.jpg", max_bytes=500)  # a file of 500 bytes
 codling.decode(data).save("photo.png")             # grown back
 """
 
+import math
+import operator
 import os
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codling.bitstream.container import MAX_PIXELS, PROGRESSIVE, CodecId, SectionTag, Stream, pack, unpack
 from codling.configuration import suggest
-from codling.errors import ConfigError, ModelError, RateError
+from codling.errors import ConfigError, FormatError, ModelError, RateError
 from codling.pictures import (
     Extra,
     Picture,
@@ -27,10 +30,14 @@ from codling.pictures import (
 from codling.weights.catalogue import DEFAULT_MODEL, LEVEL_MODEL, RATE_MODEL, entries
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
     from codling.codecs.base import Codec, Finisher, RateTarget
+
+FileLike = bytes | str | os.PathLike[str]
+MODEL_OF_CODEC = {"cod": DEFAULT_MODEL, "diffc": RATE_MODEL, "oscar": LEVEL_MODEL}
 
 
 class PictureWarning(UserWarning):
@@ -63,7 +70,7 @@ def encode(
     psnr: float | None = None,
     noise_level: int | None = None,
     level: int | None = None,
-    keep: Collection[Extra] = (),
+    keep: Extra | Collection[Extra] = (),
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> bytes:
@@ -71,25 +78,29 @@ def encode(
 
     picture: a path, the bytes of a picture file, a Pillow image, or a uint8 array; any size and mode.
     model: a name (`codling models` lists them), a model's directory, or what `load` returned. None takes
-        cod-xs, diffc-xs where a rate is asked for, or oscar-s where a level is.
+        that of the codec: cod-xs, diffc-xs or oscar-s; without a codec diffc-xs where a rate is asked for, oscar-s
+        where a level is, and else cod-xs.
     codec: the scheme, "cod", "diffc" or "oscar"; None takes the model's own.
     max_bytes, bpp, psnr, noise_level, level: one of them says how far to go: the file's length, met from below; the
         same in bits a pixel; the PSNR of the faithful picture in dB, met from above; where DiffC stops, in 1024ths of
         noise; or the entry of OSCAR's rate table, 0 the lowest rate. None goes as far as the model does by default.
         Codec "cod" has one rate a picture; codec "oscar" takes the highest level that fits the bytes.
-    keep: of "alpha", "icc" and "exif", what the file should carry along, losslessly.
-    device: "auto", "cpu" or "cuda". max_pixels: larger pictures are refused.
+    keep: one or several of "alpha", "icc" and "exif", what the file should carry along, losslessly.
+    device: "auto", "cpu" or "cuda". max_pixels: larger pictures are refused; files are also held to Pillow's own
+        limit, twice PIL.Image.MAX_IMAGE_PIXELS.
 
-    Raises ImageError if the picture cannot be read, ModelError if the model cannot; warns (PictureWarning) of anything
-    that was changed, such as transparency laid on white.
+    Raises ImageError if the picture cannot be read, OSError if its path cannot, ModelError if the model cannot,
+    RateError on a rate that cannot be met and ConfigError on other options that cannot be; warns (PictureWarning) of
+    anything that was changed, such as transparency laid on white.
     """
     import torch
 
-    loaded = load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels)
+    loaded = load_picture(picture, keep=keep, max_pixels=max_pixels)
     for message in loaded.warnings:
         warnings.warn(message, PictureWarning, stacklevel=2)
     asked = any(given is not None for given in (max_bytes, bpp, psnr, noise_level))
-    coder = load(model or default_model(rate_asked=asked, level_asked=level is not None), codec=codec, device=device)
+    model = model or default_model(codec=codec, rate_asked=asked, level_asked=level is not None)
+    coder = load(model, codec=codec, device=device)
     empty = empty_stream(loaded, coder)
     target = rate_target(empty, max_bytes=max_bytes, bpp=bpp, psnr=psnr, noise_level=noise_level, level=level)
     payload = coder.encode(torch.from_numpy(to_image_array(loaded.rgb))[None], target)
@@ -97,7 +108,7 @@ def encode(
 
 
 def decode(
-    data: bytes,
+    data: FileLike,
     *,
     model: "str | os.PathLike[str] | Codec | None" = None,
     steps: int | None = None,
@@ -110,24 +121,28 @@ def decode(
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> "Image":
-    """The bytes of a `.roe` file -> a Pillow image.
+    """A `.roe` file, its bytes or its path -> a Pillow image.
 
     steps: 1 gives the faithful picture, close to the mean of all that fit the bytes; more give a realistic one. None
         is the model's default, as for guidance and sampler ("euler", "heun", "adams2" to "adams4"); without all three
         a CoD model with a finisher, like cod-xs, gives texture to the faithful picture, in one step more.
-    seed: of the start noise; another seed gives another picture that fits the same bytes.
+    seed: of the start noise of codec "cod": another gives another picture that fits the same bytes. In streams of the
+        other codecs nothing is left to it.
     score_scale: of DiffC streams decoded with several steps: above 1 smoother, below 1 grainier.
     finish: an OSCAR model, like oscar-s, that makes a picture with texture of what the stream's own model decodes
         faithfully, in one step more; a name, a directory, or what `load_finisher` returned. Codecs "diffc" and "cod".
     upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
-    Raises FormatError if the bytes are not a whole, undamaged file, ModelError if they need another model or `finish`
-    is none that can, and ConfigError on options that do not go together.
+    A profile and EXIF that were kept are in the image's `info`, and `save` writes them (`pictures.save_picture`).
+
+    Raises FormatError if the bytes are not a whole, undamaged file, OSError if the path cannot be read, ModelError if
+    they need another model or `finish` is none that can, and ConfigError on options that do not go together.
     """
     from codling.codecs.base import DecodeOptions
 
-    stream = unpack(data, max_pixels=max_pixels)
+    stream = unpack(file_bytes(data), max_pixels=max_pixels)
+    alpha = stored_alpha(stream)
     if isinstance(finish, str | os.PathLike):
         finish = load_finisher(finish, device=device)
     options = DecodeOptions(
@@ -137,11 +152,11 @@ def decode(
         stream = _beginning(stream, upto_bytes)
     codec = codec_for(stream, model, device)
     image = codec.decode(stream.payload, height=stream.height, width=stream.width, options=options)
-    return picture_of(image, stream)
+    return picture_of(image, stream, alpha)
 
 
 def preview(
-    data: bytes,
+    data: FileLike,
     *,
     model: "str | os.PathLike[str] | Codec | None" = None,
     device: str = "auto",
@@ -149,31 +164,51 @@ def preview(
 ) -> "Iterator[tuple[int, Image]]":
     """How a progressive file's picture grows: (bytes of the file used so far, faithful picture) after each step.
 
-    Raises as `decode` does, and ConfigError if the file is not progressive.
+    Raises as `decode` does, and ConfigError if the file is not progressive, at once; FormatError of what only its
+    payload shows where the iteration gets there.
     """
     from codling.codecs.base import DecodeOptions
     from codling.codecs.diffc import DiffCCodec
 
-    stream = unpack(data, max_pixels=max_pixels)
+    stream = unpack(file_bytes(data), max_pixels=max_pixels)
+    alpha = stored_alpha(stream)
     codec = codec_for(stream, model, device)
     if not isinstance(codec, DiffCCodec):
         raise ConfigError("only progressive files (codec diffc) have previews; decode this one whole")
-    for chain, used in codec.walk(stream.payload, height=stream.height, width=stream.width):
-        image = codec.finish(chain, height=stream.height, width=stream.width, options=DecodeOptions(steps=1))
-        yield stream.header_size + used, picture_of(image, stream)
+
+    def growing() -> "Iterator[tuple[int, Image]]":
+        for chain, used in codec.walk(stream.payload, height=stream.height, width=stream.width):
+            image = codec.finish(chain, height=stream.height, width=stream.width, options=DecodeOptions(steps=1))
+            yield stream.header_size + used, picture_of(image, stream, alpha)
+
+    return growing()
 
 
-def picture_of(image: "torch.Tensor", stream: Stream) -> "Image":
-    """An image (1, 3, H, W) and what a stream has beside it, as one picture."""
-    picture = Picture(
-        from_image_array(image[0].numpy()),
-        icc=stream.sections.get(SectionTag.ICC),
-        exif=stream.sections.get(SectionTag.EXIF),
-    )
-    if SectionTag.ALPHA in stream.sections:
-        alpha = decode_alpha(stream.sections[SectionTag.ALPHA], height=stream.height, width=stream.width)
-        picture = replace(picture, alpha=alpha)
-    return save_picture(picture)
+def file_bytes(source: FileLike) -> bytes:
+    """A `.roe` file's bytes, given as they are or by their path.
+
+    Raises OSError if a path cannot be read, FormatError if it is neither.
+    """
+    if isinstance(source, str | os.PathLike):
+        return Path(source).read_bytes()
+    if not isinstance(source, bytes | bytearray | memoryview):
+        raise FormatError(
+            "a .roe file is given by its bytes (of an open one, what its read() gives) or its path, got "
+            f"{type(source).__name__}"
+        )
+    return bytes(source)
+
+
+def stored_alpha(stream: Stream) -> "np.ndarray | None":
+    """The alpha (H, W) uint8 that a stream has beside its payload, if any. Raises FormatError if it is damaged."""
+    data = stream.sections.get(SectionTag.ALPHA)
+    return None if data is None else decode_alpha(data, height=stream.height, width=stream.width)
+
+
+def picture_of(image: "torch.Tensor", stream: Stream, alpha: "np.ndarray | None") -> "Image":
+    """An image (1, 3, H, W), its alpha and what else its stream has beside it, as one picture."""
+    icc, exif = stream.sections.get(SectionTag.ICC), stream.sections.get(SectionTag.EXIF)
+    return save_picture(Picture(from_image_array(image[0].numpy()), alpha, icc, exif))
 
 
 def empty_stream(picture: Picture, codec: "Codec") -> Stream:
@@ -187,9 +222,15 @@ def rate_target(
     empty: Stream, *, max_bytes: int | None, bpp: float | None, psnr: float | None = None,
     noise_level: int | None = None, level: int | None = None,
 ) -> "RateTarget":  # fmt: skip
-    """What a payload may take of what was asked of a file, as `encode` has it. Raises RateError if nothing is left."""
+    """What a payload may take of what was asked of a file, as `encode` has it.
+
+    Raises RateError if nothing is left, and on numbers that are none: not whole, not finite, not above zero.
+    """
     from codling.codecs.base import RateTarget
 
+    max_bytes, level = _whole("max_bytes", max_bytes), _whole("level", level)
+    noise_level = _whole("noise_level", noise_level)
+    bpp, psnr = _positive("bpp", bpp), _positive("psnr", psnr)
     if bpp is not None:
         if max_bytes is not None:
             raise RateError("one rate target at most, got max_bytes and bpp")
@@ -203,19 +244,25 @@ def rate_target(
     return RateTarget(max_bytes=payload_bytes, psnr=psnr, noise_level=noise_level, level=level)
 
 
-def default_model(*, rate_asked: bool = False, level_asked: bool = False) -> str:
-    """The model that `encode` takes if it is told none."""
+def default_model(*, codec: str | None = None, rate_asked: bool = False, level_asked: bool = False) -> str:
+    """The model that `encode` takes if it is told none: that of the codec asked for, else of the rate."""
+    if codec in MODEL_OF_CODEC:
+        return MODEL_OF_CODEC[codec]
     if level_asked:
         return LEVEL_MODEL
     return RATE_MODEL if rate_asked else DEFAULT_MODEL
 
 
-def info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Info:
-    """What the bytes of a `.roe` file say of themselves; no network is loaded. Raises FormatError as `decode` does."""
+def info(data: FileLike, *, max_pixels: int = MAX_PIXELS) -> Info:
+    """What a `.roe` file, its bytes or its path, says of itself; no network is loaded.
+
+    Raises FormatError on a damaged header or a wrong checksum, and OSError if the path cannot be read.
+    """
+    data = file_bytes(data)
     stream = unpack(data, max_pixels=max_pixels)
     names = {entry.model_id: entry.name for entry in entries()}
     return Info(
-        codec=_codec_name(stream.codec),
+        codec=stream.codec.name.lower(),
         model=names.get(stream.model_id),
         model_id=f"{stream.model_id:06x}",
         width=stream.width,
@@ -259,7 +306,7 @@ def load_for(stream: Stream, *, model: "str | os.PathLike[str] | Codec | None" =
     if model is None:
         return load_by_id(stream.model_id, device=torch_device(device), codec=stream.codec)
     if isinstance(model, str | os.PathLike):
-        return load(model, codec=_codec_name(stream.codec), device=device)
+        return load(model, codec=stream.codec.name.lower(), device=device)
     return model
 
 
@@ -307,12 +354,24 @@ def _sections(picture: Picture) -> dict[SectionTag, bytes]:
     return sections
 
 
-def _codec_name(codec: CodecId) -> str:
-    return codec.name.lower().replace("_", "-")
+def _whole(name: str, value: int | None) -> int | None:
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise RateError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    try:
+        if value is None or (math.isfinite(value) and value > 0):
+            return value
+    except TypeError:
+        pass
+    raise RateError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def _codec_id(name: str) -> CodecId:
-    known = {_codec_name(codec): codec for codec in CodecId}
+    known = {codec.name.lower(): codec for codec in CodecId}
     if name not in known:
         raise ConfigError(f"unknown codec {name!r}{suggest(name, known)}")
     return known[name]

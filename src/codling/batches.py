@@ -6,7 +6,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from codling.api import PictureWarning, codec_for, empty_stream, load, picture_of, rate_target
+from codling.api import (
+    FileLike,
+    PictureWarning,
+    codec_for,
+    empty_stream,
+    file_bytes,
+    load,
+    picture_of,
+    rate_target,
+    stored_alpha,
+)
 from codling.bitstream.container import MAX_PIXELS, pack, unpack
 from codling.errors import ConfigError
 from codling.pictures import Extra, PictureLike, load_picture, to_image_array
@@ -26,7 +36,7 @@ def encode_batch(
     max_bytes: int | None = None,
     bpp: float | None = None,
     level: int | None = None,
-    keep: Collection[Extra] = (),
+    keep: Extra | Collection[Extra] = (),
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> list[bytes]:
@@ -40,7 +50,7 @@ def encode_batch(
     import torch
 
     coder = _oscar(load(model, device=device))
-    loaded = [load_picture(picture, keep=frozenset(keep), max_pixels=max_pixels) for picture in pictures]
+    loaded = [load_picture(picture, keep=keep, max_pixels=max_pixels) for picture in pictures]
     for message in dict.fromkeys(message for picture in loaded for message in picture.warnings):
         warnings.warn(message, PictureWarning, stacklevel=2)
     empty = [empty_stream(picture, coder) for picture in loaded]
@@ -55,19 +65,20 @@ def encode_batch(
 
 
 def decode_batch(
-    files: Sequence[bytes],
+    files: Sequence[FileLike],
     *,
     model: "str | os.PathLike[str] | Codec | None" = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> "list[Image]":
-    """The bytes of `.roe` files of one OSCAR model -> Pillow images, as `decode` makes them.
+    """`.roe` files of one OSCAR model, their bytes or paths -> Pillow images, as `decode` makes them.
 
     All that have the same size and level go through the network together. model: None finds the one that they name.
 
     Raises as `decode` does, ConfigError unless the model is an OSCAR, and ModelError if files are of another model.
     """
-    streams = [unpack(data, max_pixels=max_pixels) for data in files]
+    streams = [unpack(file_bytes(file), max_pixels=max_pixels) for file in files]
+    alphas = [stored_alpha(stream) for stream in streams]
     if not streams:
         return []
     codec = _oscar(codec_for(streams[0], model, device))
@@ -78,7 +89,7 @@ def decode_batch(
         height, width = streams[numbers[0]].height, streams[numbers[0]].width
         payloads = [streams[number].payload for number in numbers]
         for number, image in zip(numbers, codec.decode_batch(payloads, height=height, width=width), strict=True):
-            pictures[number] = picture_of(image[None], streams[number])
+            pictures[number] = picture_of(image[None], streams[number], alphas[number])
     return [picture for picture in pictures if picture is not None]
 
 

@@ -1,13 +1,18 @@
 """Malformed files: a FormatError, quickly, in bounded memory, and nothing else."""
 
 import resource
+import struct
 import time
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import codling
 from codling.bitstream.container import CodecId, Reader, SectionTag, Stream, checksum, pack, unpack, varint
+from codling.bitstream.indices import Mode
 from codling.codecs.cod import CoDCodec
 from codling.errors import FormatError
 from tests.conftest import noise_picture
@@ -39,6 +44,7 @@ def attempt(data: bytes, codec: CoDCodec) -> bool:
         (b"\xb7r", "ends inside its version"),
         (b"\xb7r\xe0", "update codling"),
         (b"\xb7r\x1c", "update codling"),
+        (b"\xb7r\x08\0\0\0\1\1" + checksum(b"\xb7r\x08\0\0\0\1\1", b""), "codec number 2 is unknown"),
     ],
 )
 def test_not_a_stream(data: bytes, message: str) -> None:
@@ -95,13 +101,29 @@ def test_random_payloads_with_a_right_checksum(valid: bytes, tiny_codec: CoDCode
     assert outcomes == {True, False}
 
 
-@pytest.mark.parametrize(("width", "height"), [(2**31, 2**31), (2**14, 2**13), (2**34, 1)])
+def test_bytes_after_coded_indices_are_refused(tiny_codec: CoDCodec) -> None:
+    indices = torch.randint(12, (7, 9), generator=torch.Generator().manual_seed(0)) // 4
+    payload = tiny_codec.encode_indices(indices)
+    assert payload[0] == Mode.CODED and len(payload) < 40
+    assert torch.equal(tiny_codec.decode_indices(payload, height=112, width=144)[0], indices)
+    for more in (b"\0", b"\1", b"more"):
+        with pytest.raises(FormatError, match="follow the coded indices"):
+            tiny_codec.decode_indices(payload + more, height=112, width=144)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2**31, 2**31), (2**14, 2**13), (2**34, 1), (1, 2**26), (2**20 + 1, 1)])
 def test_forged_sizes_are_refused_at_once(width: int, height: int, tiny_codec: CoDCodec) -> None:
     data = pack(Stream(CodecId.COD, tiny_codec.model_id, width, height, b"\0"))
     begin = time.perf_counter()
     with pytest.raises(FormatError, match="the header claims"):
         codling.decode(data, model=tiny_codec)
     assert time.perf_counter() - begin < 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 2**16), (2**20, 1), (20_000, 1000), (2**13, 2**13)])
+def test_long_pictures_are_none_of_them(size: tuple[int, int]) -> None:
+    stream = unpack(pack(Stream(CodecId.COD, 0, *size, b"")))
+    assert (stream.width, stream.height) == size
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0)])
@@ -115,7 +137,7 @@ def test_empty_pictures_cannot_be_claimed(size: tuple[int, int]) -> None:
 
 def test_container_is_invertible() -> None:
     sections = {SectionTag.ICC: b"profile", SectionTag.ALPHA: bytes(300)}
-    for width, height in [(1, 1), (127, 128), (16383, 4000), (1, 2**25)]:
+    for width, height in [(1, 1), (127, 128), (16383, 4000), (1, 2**20)]:
         for progressive in (False, True):
             for chosen in ({}, sections):
                 stream = Stream(CodecId.DIFFC, 0xABCDEF, width, height, b"payload", progressive, chosen)
@@ -140,6 +162,28 @@ def test_progressive_streams_may_be_cut_after_the_header() -> None:
     for length in range(stream.header_size):
         with pytest.raises(FormatError):
             unpack(data[:length])
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("alpha", [b"", b"no PNG", png_header(70, 40), png_header(9, 9), png_header(30_000, 30_000)])
+def test_a_damaged_alpha_is_refused_before_the_network(
+    alpha: bytes, valid: bytes, tiny_codec: CoDCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr(tiny_codec, "decode", run)
+    data = pack(replace(unpack(valid), sections={SectionTag.ALPHA: alpha}))
+    with pytest.raises(FormatError, match="the stored alpha is"):
+        codling.decode(data, model=tiny_codec)
+    with pytest.raises(FormatError, match="the stored alpha is"):
+        codling.preview(data, model=tiny_codec)
+    with pytest.raises(FormatError, match="the stored alpha is"):
+        codling.decode_batch([data], model=tiny_codec)
 
 
 def with_checksum(head: bytes) -> bytes:

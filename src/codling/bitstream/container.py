@@ -15,6 +15,8 @@ from codling.errors import FormatError
 MAGIC = b"\xb7r"
 VERSION = 0
 MAX_PIXELS = 2**26
+# Models pad sides to multiples of 64 px or so, so that a line of 1 px is that many times the work of its pixels.
+MAX_SIDE = 2**20
 
 
 class CodecId(IntEnum):
@@ -22,7 +24,6 @@ class CodecId(IntEnum):
 
     COD = 0
     DIFFC = 1
-    ONE_STEP = 2
     OSCAR = 3
 
 
@@ -95,10 +96,10 @@ def unpack(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Stream:
         raise FormatError(f"codec number {flags >> 2 & 7} is unknown to this version: update codling") from None
     model_id = int.from_bytes(reader.take(3, "model id"), "big")
     width, height = reader.varint("width"), reader.varint("height")
-    if width < 1 or height < 1 or width * height > max_pixels:
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE or width * height > max_pixels:
         raise FormatError(
-            f"the header claims {width} x {height} px; wanted at least 1 x 1 and at most {max_pixels:,} pixels "
-            "(raise max_pixels if the picture really is that large)"
+            f"the header claims {width} x {height} px; wanted sides of 1 to {MAX_SIDE:,} px and at most "
+            f"{max_pixels:,} pixels (raise max_pixels if the picture really has more)"
         )
     sections = _read_sections(reader) if flags & 1 else {}
     head = data[: reader.place]

@@ -1,0 +1,119 @@
+"""What encode, decode, info and preview take, and how they refuse what they do not."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import codling
+from codling.codecs.cod import CoDCodec
+from codling.codecs.diffc import DiffCCodec
+from codling.errors import ConfigError, FormatError, ImageError, ModelError, RateError
+from tests.conftest import noise_picture
+
+
+@pytest.fixture(scope="module")
+def linear() -> DiffCCodec:
+    codec = codling.load("linear", device="cpu")
+    assert isinstance(codec, DiffCCodec)
+    return codec
+
+
+def test_files_are_given_by_their_bytes_or_their_path(tiny_codec: CoDCodec, linear: DiffCCodec, tmp_path: Path) -> None:
+    data = codling.encode(noise_picture(20, 30), model=tiny_codec)
+    growing = codling.encode(noise_picture(20, 30), model=linear, max_bytes=40)
+    path = tmp_path / "x.roe"
+    path.write_bytes(data)
+    (tmp_path / "growing.roe").write_bytes(growing)
+    wanted = np.asarray(codling.decode(data, model=tiny_codec))
+    for given in (path, str(path), bytearray(data), memoryview(data)):
+        assert codling.info(given) == codling.info(data)  # type: ignore[arg-type]
+        assert np.array_equal(codling.decode(given, model=tiny_codec), wanted)  # type: ignore[arg-type]
+    used = [size for size, _ in codling.preview(tmp_path / "growing.roe", model=linear)]
+    assert used == [size for size, _ in codling.preview(growing, model=linear)]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    for function in (codling.info, codling.decode, codling.preview):
+        with pytest.raises(FileNotFoundError):
+            function(tmp_path / "missing.roe")
+        with pytest.raises(FormatError, match=r"its bytes .* or its path, got BytesIO"):
+            function(io.BytesIO())  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="got int"):
+        codling.decode_batch([3])  # type: ignore[list-item]
+    with pytest.raises(FileNotFoundError):
+        codling.decode_batch([tmp_path / "missing.roe"])
+
+
+def test_other_pictures_are_refused(tiny_codec: CoDCodec) -> None:
+    for given in (io.BytesIO(), None, [1, 2]):
+        with pytest.raises(ImageError, match=rf"a picture is a path.*got {type(given).__name__}"):
+            codling.encode(given, model=tiny_codec)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"bpp": float("nan")}, "bpp must be a finite number above 0, got nan"),
+        ({"bpp": float("inf")}, "bpp must be a finite number above 0, got inf"),
+        ({"bpp": -0.5}, "bpp must be a finite number above 0, got -0.5"),
+        ({"bpp": "0.5"}, "bpp must be a finite number above 0, got '0.5'"),
+        ({"psnr": float("nan")}, "psnr must be a finite number above 0, got nan"),
+        ({"max_bytes": 100.0}, "max_bytes must be a whole number, got 100.0"),
+        ({"max_bytes": "100"}, "max_bytes must be a whole number, got '100'"),
+        ({"noise_level": 500.0}, "noise_level must be a whole number, got 500.0"),
+        ({"level": 1.0}, "level must be a whole number, got 1.0"),
+    ],
+)
+def test_rates_are_numbers(asked: dict[str, float], message: str, linear: DiffCCodec) -> None:
+    with pytest.raises(RateError, match=message):
+        codling.encode(noise_picture(20, 30), model=linear, **asked)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(linear: DiffCCodec) -> None:
+    picture = noise_picture(20, 30)
+    wanted = codling.encode(picture, model=linear, max_bytes=40)
+    assert codling.encode(picture, model=linear, max_bytes=np.int64(40)) == wanted  # type: ignore[arg-type]
+    assert codling.encode(picture, model=linear, bpp=np.float32(320 / 600)) == wanted
+
+
+def test_keep_takes_one_name(tiny_codec: CoDCodec) -> None:
+    rgba = Image.fromarray(np.dstack([noise_picture(20, 30), np.full((20, 30), 90, np.uint8)]))
+    data = codling.encode(rgba, model=tiny_codec, keep="alpha")
+    assert set(codling.info(data).sections) == {"alpha"}
+    with pytest.raises(ConfigError, match=r"cannot keep 'alpa'; did you mean alpha\?"):
+        codling.encode(rgba, model=tiny_codec, keep="alpa")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
+def test_pictures_are_saved_with_what_was_kept(name: str, tiny_codec: CoDCodec, tmp_path: Path) -> None:
+    exif, source = Image.Exif(), io.BytesIO()
+    exif[0x010F] = "maker"
+    Image.fromarray(noise_picture(20, 30)).save(source, "PNG", exif=exif)
+    data = codling.encode(source.getvalue(), model=tiny_codec, keep="exif")
+    codling.decode(data, model=tiny_codec).save(tmp_path / name)
+    assert Image.open(tmp_path / name).getexif()[0x010F] == "maker"
+
+
+def test_previews_say_at_once_what_is_wrong(tiny_codec: CoDCodec, linear: DiffCCodec) -> None:
+    growing = codling.encode(noise_picture(20, 30), model=linear, max_bytes=40)
+    with pytest.raises(FormatError, match=r"not a \.roe file"):
+        codling.preview(b"")
+    with pytest.raises(ConfigError, match="only progressive files"):
+        codling.preview(codling.encode(noise_picture(20, 30), model=tiny_codec), model=tiny_codec)
+    with pytest.raises(ModelError):
+        codling.preview(growing, model=tiny_codec)
+
+
+def test_reserved_codecs_cannot_be_loaded() -> None:
+    with pytest.raises(ConfigError, match="unknown codec 'one-step'"):
+        codling.load("cod-xs", codec="one-step")
+
+
+@pytest.mark.parametrize("codec", ["cod", "diffc", "oscar"])
+def test_a_codec_alone_is_enough(codec: str) -> None:
+    rate = {"max_bytes": 90} if codec == "diffc" else {}
+    said = codling.info(codling.encode(noise_picture(40, 50), codec=codec, **rate))
+    assert (said.codec, said.model) == (codec, {"cod": "cod-xs", "diffc": "diffc-xs", "oscar": "oscar-s"}[codec])
