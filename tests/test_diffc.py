@@ -133,6 +133,14 @@ def test_a_stream_cut_at_any_byte_decodes(denoiser: DiffCCodec) -> None:
         codling.decode(data, model=denoiser, upto_bytes=header - 1)
 
 
+def test_nothing_follows_the_last_step(linear: DiffCCodec) -> None:
+    payload = linear.encode(image_of(noise_picture(40, 56)), RateTarget(noise_level=700))
+    linear.decode(payload, height=40, width=56, options=FAITHFUL)
+    for more in (b"\0", b"more", bytes(10**7)):
+        with pytest.raises(FormatError, match=f"{len(more)} bytes follow the last step"):
+            linear.decode(payload + more, height=40, width=56, options=FAITHFUL)
+
+
 def test_a_budget_is_worth_no_less_than_a_longer_stream_cut_there(linear: DiffCCodec) -> None:
     image = image_of(noise_picture(96, 128, seed=9))
     long = linear.encode(image, RateTarget(noise_level=300))
@@ -279,11 +287,14 @@ def test_conditional_and_unconditional_cod(tiny_codec: CoDCodec) -> None:
         decoded = codec.decode(payload, height=80, width=112, options=DecodeOptions(steps=2))
         assert decoded.shape == image.shape
         assert decoded.isfinite().all()
-    with pytest.raises(FormatError, match="it is cut"):
-        codec.decode(
-            codec.encode(image, RateTarget(noise_level=700))[: base - 2], height=80, width=112, options=FAITHFUL
-        )
     only = DiffCCodec(backbone, DiffCConfig(memory=8), {True: tables[True]}, name="tiny", model_id=3)
+    payload = codec.encode(image, RateTarget(noise_level=700))
+    nothing = codec.decode(b"", height=80, width=112, options=FAITHFUL)
+    for size in (*range(4), base):
+        assert torch.equal(codec.decode(payload[:size], height=80, width=112, options=FAITHFUL), nothing)
+        with pytest.raises(FormatError, match="ends inside its condition"):
+            only.decode(payload[:size], height=80, width=112, options=FAITHFUL)
+    assert not torch.equal(codec.decode(payload[: base + 1], height=80, width=112, options=FAITHFUL), nothing)
     with pytest.raises(ModelError, match="not calibrated without its condition"):
         only.encode(image, RateTarget(max_bytes=base - 3))
 

@@ -45,7 +45,7 @@ def test_spectrum_is_an_inverse_pair_that_keeps_energy(size: tuple[int, int]) ->
     assert np.allclose(COLOUR @ COLOUR.T, np.eye(3), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (512, 768), (333, 77), (5000, 3000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (512, 768), (333, 77), (77, 333), (200_000, 3), (5000, 3000)])
 def test_bands_are_those_of_the_radius(size: tuple[int, int]) -> None:
     height, width = size
     bands = frequency_bands(EDGES, height, width)

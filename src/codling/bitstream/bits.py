@@ -78,12 +78,12 @@ class BitReader:
     """The inverse of `BitWriter`."""
 
     def __init__(self, data: bytes):
-        self._bits = np.unpackbits(np.frombuffer(data, np.uint8))
+        self._data = np.frombuffer(data, np.uint8)
         self.place = 0
 
     @property
     def left(self) -> int:
-        return len(self._bits) - self.place
+        return 8 * len(self._data) - self.place
 
     def take(self, width: int) -> int:
         """An unsigned integer of `width` bits. Raises OutOfBitsError past the end."""
@@ -105,6 +105,8 @@ class BitReader:
 
     def take_array(self, count: int) -> np.ndarray:
         """The next `count` bits, or as many as are left."""
-        bits = self._bits[self.place : self.place + count]
-        self.place += len(bits)
+        count = min(count, self.left)
+        first, end = self.place // 8, -(-(self.place + count) // 8)
+        bits = np.unpackbits(self._data[first:end])[self.place - 8 * first :][:count]
+        self.place += count
         return bits

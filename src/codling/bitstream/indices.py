@@ -140,9 +140,14 @@ def decode_maps(
             f"{' x '.join(map(str, shape))} coded indices take at least {least} bytes, got {len(data) - 1}: the file "
             "is damaged, or its size is not that of its picture"
         )
-    decoder, known = Decoder(data[1:]), bordered(np.zeros(shape, np.int64))
+    decoder, again, known = Decoder(data[1:]), Encoder(), bordered(np.zeros(shape, np.int64))
     maps = inner(known)
     for number, model in enumerate(models):
         for row, column in np.ndindex(*shape[1:]):
-            maps[number, row, column] = decoder.get(model.predict(known, number, row, column))
+            predicted = model.predict(known, number, row, column)
+            maps[number, row, column] = decoder.get(predicted)
+            again.put(int(maps[number, row, column]), predicted)
+    # Which bytes of its data a range decoder has used only an encoder can say.
+    if len(data) - 1 > (wanted := max(len(again.finish()), least)):
+        raise FormatError(f"{len(data) - 1 - wanted} bytes follow the coded indices; the file is damaged")
     return np.ascontiguousarray(maps)

@@ -6,12 +6,14 @@ Floating point only holds integers here that it holds exactly, so every machine 
 import numba
 import numpy as np
 
+from codling.bitstream.compiled import compiled
+
 # Of a context network: activations are 0 to 255, in 32nds; mixing weights are in 64ths, so what they make is shifted
 # back by 6 bits.
 ACTIVE, MIXING_SHIFT = 255, 6
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def shares(weights, free):  # type: ignore[no-untyped-def]
     """Integer weights (n,) -> how many of `free` parts each gets, (n,) whole float64: floor(w free / sum w), and the
     first largest what is left.
@@ -33,7 +35,7 @@ def shares(weights, free):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def neighbours(known, looks, number, row, column):  # type: ignore[no-untyped-def]
     """What maps (n, h, w) have where `looks` (m, 3) says, maps back, down and to the right of a place: (m,) int64."""
     out = np.empty(len(looks), np.int64)
@@ -42,7 +44,7 @@ def neighbours(known, looks, number, row, column):  # type: ignore[no-untyped-de
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def context_weights(around, embeddings, mixing, mixing_bias, output, output_bias, powers):  # type: ignore[no-untyped-def]
     """Indices around (n,) -> weights of the symbols (K,) int64; `bitstream.context_network` says of what.
 
@@ -74,7 +76,7 @@ def _active(x):  # type: ignore[no-untyped-def]
     return np.float32(min(max(x, 0), ACTIVE))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_product(sums, factors, rows):  # type: ignore[no-untyped-def]
     """sums (k,) += factors (n,) @ rows (n, k).
 

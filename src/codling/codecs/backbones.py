@@ -37,7 +37,8 @@ class Backbone(Protocol):
     def velocity(self, condition: bytes, *, height: int, width: int) -> VelocityFunction:
         """Velocity without guidance, on states (1, channels, height / stride, width / stride) of a padded picture.
 
-        An empty condition is none. Raises FormatError on a condition that cannot be right.
+        States and times are on the backbone's device; `velocity_of` is for those of a chain. An empty condition is
+        none. Raises FormatError on a condition that cannot be right.
         """
         ...
 
@@ -58,6 +59,12 @@ def padded_state(backbone: Backbone, image: Tensor) -> Tensor:
     """Image (1, 3, H, W) of any size -> its state at t = 1, float32 on the CPU, of sides padded to the grid."""
     with torch.inference_mode():
         return backbone.to_state(pad_to_grid(image, backbone.grid).to(backbone.device)).float().cpu()
+
+
+def velocity_of(backbone: Backbone, condition: bytes, *, height: int, width: int) -> VelocityFunction:
+    """`backbone.velocity` for states and times on the CPU, where chains have them; the result is there too, float32."""
+    velocity, device = backbone.velocity(condition, height=height, width=width), backbone.device
+    return lambda x, t: velocity(x.to(device), t.to(device)).float().cpu()
 
 
 class DenoiserBackbone:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codling.bitstream.container import CodecId
 from codling.codecs.chain import Chain
+from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, RateError
 
 
@@ -27,7 +28,8 @@ class DecodeOptions:
     """Choices of the decoder; none of them is in the stream. None means the model's own default.
 
     steps: network evaluations (for second-order samplers); 1 gives the faithful, mean-like picture, more the
-        realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: see `diffusion.samplers`.
+        realistic one. guidance: strength of classifier-free guidance, 1 for none. sampler: of more than one step, see
+        `diffusion.samplers`.
         Without all three a CoD model with a finisher gives texture to the faithful picture.
     seed: of the start noise, 0 to 2^64 - 1. score_scale: of a DiffC stream's probability flow, above 1 smoother.
     finish: what makes the picture of what the stream's own model decodes, None for that itself.
@@ -45,6 +47,8 @@ class DecodeOptions:
             raise ConfigError(f"steps must be at least 1, got {self.steps}")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
             raise ConfigError(f"guidance must be between 0 and 100, got {self.guidance}")
+        if self.sampler is not None:
+            sampler(self.sampler)
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"the seed must be between 0 and 2^64 - 1, got {self.seed}")
         if not 0.1 <= self.score_scale <= 10:

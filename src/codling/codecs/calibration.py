@@ -11,7 +11,7 @@ from torch import Tensor
 from codling.bitstream.index_tables import fit_index_model
 from codling.bitstream.prng import gaussians
 from codling.codecs.activity_map import CELLS, CLASSES, Tables, measure
-from codling.codecs.backbones import Backbone, padded_state
+from codling.codecs.backbones import Backbone, padded_state, velocity_of
 from codling.codecs.chain import START
 from codling.diffusion.guidance import VelocityFunction
 from codling.diffusion.posterior import signal_share
@@ -74,14 +74,14 @@ def calibrate(
         state = padded_state(backbone, image)
         condition = backbone.condition(image) if conditional else b""
         shape = state.shape[-2] * backbone.stride, state.shape[-1] * backbone.stride
-        velocity = backbone.velocity(condition, height=shape[0], width=shape[1])
+        velocity = velocity_of(backbone, condition, height=shape[0], width=shape[1])
         layout = Layout.make(edges, *state.shape[-2:])
         expected = layout.spread(prior).reshape(state.shape[1:])
         found = [measure(state[0].numpy(), expected, code, backbone.stride) for code in range(1, len(CELLS))]
         maps += [one.classes for one in found]
         places = Layout.local(edges, *state.shape[-2:], classes=CLASSES, activity=found[FITTED - 1].classes)
         for level, sums, local_sums in zip(measured, whole, local, strict=True):
-            unknown = state if backbone.gaussian else _error(velocity, state, level, number, backbone.device)
+            unknown = state if backbone.gaussian else _error(velocity, state, level, number)
             error = to_spectrum(unknown[0].numpy())
             sums.add(np.square(error), layout)
             local_sums.add(np.square(to_places(error)), places)
@@ -98,14 +98,13 @@ def of_gaussians(power: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     return out
 
 
-def _error(velocity: VelocityFunction, state: Tensor, level: int, number: int, device: torch.device) -> Tensor:
+def _error(velocity: VelocityFunction, state: Tensor, level: int, number: int) -> Tensor:
     """Of the estimate of a state (1, C, h, w), the one with this number, at a noise level, by shared noise."""
     s = level / LEVELS
     noise = gaussians(state.numel(), seed=zlib.crc32(b"calibration"), stream=number, chunk=level)
     x = (1 - s) * state + s * torch.from_numpy(noise).view(state.shape)
     with torch.inference_mode():
-        v = velocity(x.to(device), torch.tensor([1 - s], device=device)).float().cpu()
-    return x + s * v - state
+        return x + s * velocity(x, torch.tensor([1 - s])) - state
 
 
 class Sums:

@@ -25,7 +25,7 @@ COLOURS_FOR, LEAST_COLOUR, COLOUR_SHARE = 500, -8, 0.7
 class Chain:
     """The state that encoder and decoder walk together, in the variance-preserving form and as coefficients.
 
-    velocity: of the flow, on states (1, C, h, w) as the backbone has them. gaussian: whether estimates are made of the
+    velocity: of the flow, on states (1, C, h, w), all on the CPU. gaussian: whether estimates are made of the
     table alone, see `Backbone`. table: expected errors of estimates. layout: the coefficients of a component in bands.
     settings: the stream's own. state: (C, h, w) float32, coefficients; each band at a noise level of its own. known:
     (C, K), those levels, in 1024ths. colours: (C,), half octaves by which a component's errors differ from the table's
@@ -71,8 +71,8 @@ class Chain:
             noise = self.noise
             x = self.seen()
             with torch.inference_mode():
-                v = self.velocity(x, torch.tensor([1 - noise], device=x.device))
-                self._estimate = self.layout.coefficients((x + noise * v)[0].float().cpu().numpy())
+                v = self.velocity(x, torch.tensor([1 - noise]))
+                self._estimate = self.layout.coefficients((x + noise * v)[0].numpy())
         return self._estimate
 
     @estimate.setter

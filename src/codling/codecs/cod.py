@@ -85,6 +85,8 @@ class CoDCodec:
         As `finishing_error` if another model is to finish it. A model with a finisher of its own takes that, unless
         steps, guidance or sampler are asked for.
         """
+        if options.score_scale != 1.0:
+            raise ConfigError("score_scale is of DiffC streams; this one has guidance instead")
         if options.finish is not None:
             error = self.finishing_error()
             image = self.faithful(self.decode_indices(payload, height=height, width=width), seed=options.seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 from codling.bitstream.bits import BitReader, OutOfBitsError
 from codling.bitstream.container import CodecId, Reader
 from codling.codecs.activity_map import ActivityMap, Tables, read_map
-from codling.codecs.backbones import Backbone
+from codling.codecs.backbones import Backbone, velocity_of
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.chain import Chain
 from codling.codecs.diffc_encoder import Encoder
@@ -124,6 +124,8 @@ class DiffCCodec:
                         )
         except OutOfBitsError:
             return
+        if reader.left >= 8:
+            raise FormatError(f"{reader.left // 8} bytes follow the last step of the payload; the file is damaged")
 
     def finish(self, chain: Chain, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """The picture of a chain: its estimate with one step, sampled on from its state with more.
@@ -134,8 +136,8 @@ class DiffCCodec:
         if options.finish is not None:
             with torch.inference_mode():
                 return options.finish.picture(chain).float().cpu()[..., :height, :width]
-        steps = self.config.steps if options.steps is None else options.steps
-        if steps == 1 and options.score_scale == 1.0:
+        steps = self._steps(options)
+        if steps == 1:
             with torch.inference_mode():
                 return self.backbone.picture(chain).float().cpu()[..., :height, :width]
         grid = torch.linspace(1 - chain.noise, 1, steps + 1, dtype=torch.float64)
@@ -148,17 +150,22 @@ class DiffCCodec:
         """Raises ConfigError on options that a stream of this model cannot be decoded with."""
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
+        if options.score_scale != 1.0 and self._steps(options) == 1:
+            raise ConfigError("score_scale is of pictures that are sampled; give steps above 1 with it")
         if options.finish is not None and self.backbone.stride != 1:
             raise ConfigError(
                 f"streams of {self.name} are of latents, and what finishes a stream wants pixels; leave out finish"
             )
+
+    def _steps(self, options: DecodeOptions) -> int:
+        return self.config.steps if options.steps is None else options.steps
 
     def start(
         self, condition: bytes, *, height: int, width: int, settings: DiffCConfig, activity: ActivityMap | None = None
     ) -> Chain:
         """Pure noise of a picture's padded size, and the velocity under a condition."""
         shape, stride = self._shape(height, width), self.backbone.stride
-        velocity = self.backbone.velocity(condition, height=shape[1] * stride, width=shape[2] * stride)
+        velocity = velocity_of(self.backbone, condition, height=shape[1] * stride, width=shape[2] * stride)
         table, layout = self.tables_for(condition).layout(activity, *shape[1:])
         return Chain.begin(velocity, table, settings, layout, shape, gaussian=self.backbone.gaussian)
 
@@ -175,9 +182,17 @@ class DiffCCodec:
         return self.tables[bool(condition)]
 
     def _split(self, payload: bytes) -> tuple[bytes, bytes]:
-        """Condition and messages."""
+        """Condition and messages; of a payload that was cut within the condition neither."""
         if not self.backbone.conditional:
             return b"", payload
-        reader = Reader(payload)
-        condition = reader.take(reader.varint("length of the condition"), "condition")
-        return condition, payload[reader.place :]
+        # A number has five bytes at most and goes on after each from 128 up.
+        if len(payload) >= 5 or any(byte < 128 for byte in payload):
+            reader = Reader(payload)
+            end = reader.varint("length of the condition") + reader.place
+            if end <= len(payload):
+                return payload[reader.place : end], payload[end:]
+        if False not in self.tables:
+            raise FormatError(
+                f"the file ends inside its condition, and model {self.name} decodes nothing without one; get more of it"
+            )
+        return b"", b""

@@ -34,13 +34,13 @@ class StableDiffusionBackbone:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             noise = max(1 - float(t[0]), SMALLEST_NOISE)
             a = signal_share(noise)
-            state = x.to(self.device).float() / flow_scale(noise)
+            state = x.float() / flow_scale(noise)
             out = self.model(state, self.timestep(a)).float()
             if self.predicts == "epsilon":
                 data = (state - (1 - a) ** 0.5 * out) / a**0.5
             else:
                 data = a**0.5 * state - (1 - a) ** 0.5 * out
-            return (data.to(x.device) - x) / noise
+            return (data - x) / noise
 
         return velocity
 

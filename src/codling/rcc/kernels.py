@@ -1,7 +1,7 @@
 """Compiled loops over candidates. Each draws Philox words and looks up Gaussians as `bitstream.prng` specifies.
 
-They run on the caller's thread. Those that search release the interpreter's lock, so that `rcc.threads` can run parts
-of the work side by side; numba's own threads are not used: they are either OpenMP's, of which torch brings another copy
+They run on the caller's thread and release the interpreter's lock, so that `rcc.threads` can run parts of the work side
+by side; numba's own threads are not used: they are either OpenMP's, of which torch brings another copy
 into the process, or numba's work queue, which ends the process when two threads call it at once.
 
 A score is a float32 sum in one order on every machine: pairs of dimensions ascending, low * t + high * t' each, every
@@ -13,6 +13,7 @@ vector code without touching that order.
 import numba
 import numpy as np
 
+from codling.bitstream.compiled import compiled
 from codling.bitstream.prng import PER_BLOCK, ROUNDS
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -50,7 +51,7 @@ def _four(pair, table):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def values_per_candidate(size):  # type: ignore[no-untyped-def]
     """How many of a block's eight values a candidate takes: the least power of two that is enough, or all."""
     width = 1
@@ -59,7 +60,7 @@ def values_per_candidate(size):  # type: ignore[no-untyped-def]
     return width
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _draw(count, width, block, first, chunk, step, k0, k1, table, pairs, z):  # type: ignore[no-untyped-def]
     """z[:width, c] = values of candidate c, for the candidates of `count` blocks with candidate words from `first` on.
 
@@ -77,7 +78,7 @@ def _draw(count, width, block, first, chunk, step, k0, k1, table, pairs, z):  # 
                 z[place & (width - 1), share * n + place // width] = values[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def score_candidates(target, gain, penalty, group, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[r] = gain z_r . target - penalty |z_r|^2 for every candidate r of a group.
 
@@ -108,7 +109,7 @@ def score_candidates(target, gain, penalty, group, step, k0, k1, table, score): 
             own[n] = gain * dot[n] - penalty * square[n]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def score_groups(target, starts, gain, penalty, counts, first, step, k0, k1, table, scores):  # type: ignore[no-untyped-def]
     """scores[n, :counts[first + n]] = those of group first + n.
 
@@ -142,7 +143,7 @@ def _greatest(values, scratch):  # type: ignore[no-untyped-def]
     return scratch[0]
 
 
-@numba.njit(cache=True)
+@compiled
 def extend_paths(value, scores, memory, bits, back):  # type: ignore[no-untyped-def]
     """Viterbi steps over groups. A register of memory + bits bits holds the state before in its high bits and after.
 
@@ -180,7 +181,7 @@ def extend_paths(value, scores, memory, bits, back):  # type: ignore[no-untyped-
             value[state] = best[state] - top
 
 
-@numba.njit(cache=True)
+@compiled
 def trace_back(value, memory, bits, back, message):  # type: ignore[no-untyped-def]
     """`message` (groups,) uint8 gets the bits of the path that ends in the best state."""
     state = np.int64(np.argmax(value))
@@ -189,7 +190,7 @@ def trace_back(value, memory, bits, back, message):  # type: ignore[no-untyped-d
         state = ((np.int64(back[i, state]) << memory) | state) >> bits[i]
 
 
-@numba.njit(cache=True)
+@compiled
 def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # type: ignore[no-untyped-def]
     """out[starts[i]:starts[i + 1]] = the candidate of group i that the register names after the group's bits."""
     register = np.int64(0)
@@ -206,7 +207,7 @@ def draw_codewords(message, starts, memory, bits, step, k0, k1, table, out):  # 
                 out[place + j] = values[skip + j]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def score_block(target, first, chunk, step, k0, k1, table, score):  # type: ignore[no-untyped-def]
     """score[n] = z . target of candidate first + n of a chunk; target: (8 m,) float32, padded with zeros."""
     pairs, z = np.empty((2, TILE), np.uint64), np.empty((PER_BLOCK, TILE), np.float32)

@@ -194,22 +194,26 @@ def scaled(log_error: np.ndarray, scale: int | np.ndarray) -> np.ndarray:
     return log_error + scale * (Q // 2)
 
 
-def frequency_bands(edges: np.ndarray, height: int, width: int, *, rows: int | None = None) -> np.ndarray:
-    """Number of the radial band of every DCT coefficient, (height, width) int64, exactly; of the first `rows` if given.
+def frequency_bands(edges: np.ndarray, height: int, width: int, *, part: tuple[int, int] | None = None) -> np.ndarray:
+    """Number of the radial band of every DCT coefficient, (height, width) int64, exactly; or of the part of the lowest
+    frequencies, (rows, columns).
 
     Coefficient (i, j) has the radius sqrt((i / H)^2 + (j / W)^2) / 2 in units of the sampling frequency; it is in the
     last band whose edge is not above it. With edge e that is j >= W sqrt(4 e^2 / 8192^2 - (i / H)^2).
     """
-    columns = np.arange(width)
-    out = []
-    for i in range(height if rows is None else rows):
+    rows, columns = part or (height, width)
+    # A row takes some 50 us, and a malformed file may claim millions of them.
+    if rows > columns:
+        return np.ascontiguousarray(frequency_bands(edges, width, height, part=(columns, rows)).T)
+    places, out = np.arange(columns), []
+    for i in range(rows):
         firsts = []
         for edge in edges:
             # j^2 (8192 H)^2 >= (2 e H W)^2 - (8192 i W)^2 =: rest, so j is at least sqrt(rest) / (8192 H).
             rest = (2 * int(edge) * height * width) ** 2 - (EDGE_UNITS * i * width) ** 2
             root = isqrt(rest - 1) + 1 if rest > 0 else 0
             firsts.append(-(-root // (EDGE_UNITS * height)))
-        out.append(np.searchsorted(np.array(firsts), columns, side="right") - 1)
+        out.append(np.searchsorted(np.array(firsts), places, side="right") - 1)
     return np.stack(out)
 
 
@@ -220,7 +224,7 @@ def place_bands(edges: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     low = corner(height, width)
     out = np.empty((height, width), np.int64)
-    out[: low[0], : low[1]] = frequency_bands(edges, height, width, rows=low[0])[:, : low[1]]
+    out[: low[0], : low[1]] = frequency_bands(edges, height, width, part=low)
     for box in boxes(height, width):
         # Radius sqrt((y / 2H)^2 + (x / 2W)^2) / 2 of the middle (y, x) / 2, squared and times (8192 4 H W)^2 / 4.
         middle = ((2 * box.top + box.height) * width) ** 2 + ((2 * box.left + box.width) * height) ** 2
