@@ -59,6 +59,20 @@ def test_each_stage_trains_its_own_part(pictures: Path, tmp_path: Path) -> None:
     assert {"noise", "hyper.quantisers.0.0.embedding", "hyper.heads.0.weight"} <= first_stage
 
 
+def test_with_the_denoiser_frozen_only_what_reads_tokens_learns(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, steps=3, restore_from=2, freeze_denoiser=True)
+    train(config, tmp_path, device=CPU, report=lambda _: None)
+    run = OscarRun(replace(config, steps=60), CPU)
+    run.restore(tmp_path / CHECKPOINT)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train_step(torch.cat([image(48, 48, seed=seed) for seed in range(4)]))
+    changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    read = ("hyper.out", "hyper.widen", "hyper.last", "hyper.back", "hyper.embedding")
+    assert changed and all(name.startswith(read) for name in changed)
+    with pytest.raises(ConfigError, match="freeze what was frozen then"):
+        train(replace(config, steps=6, freeze_denoiser=False), tmp_path, device=CPU, report=lambda _: None)
+
+
 @pytest.mark.parametrize("lost", [2, 3, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path, lost: int) -> None:
     """The step that was lost is of the first stage, of the second, or of the adversary."""
@@ -90,6 +104,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pictures: Path, tmp_path: Pat
     assert torch.equal(whole.errors, resumed.errors)
     for a, b in zip(whole.discriminator.parameters(), resumed.discriminator.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_settings_of_optimisers_are_those_asked_for_now(pictures: Path, tmp_path: Path) -> None:
+    weights = {**oscar_weights(), "adversarial": 0.1, "distribution": 0.1}
+    config = tiny_run(pictures, steps=4, restore_from=2, weights=weights, adversarial_from=2)
+    train(config, tmp_path, device=CPU, report=lambda _: None)
+    changes = {"weight_decay": 0.5, "discriminator_learning_rate": 1e-5, "fake_learning_rate": 3e-6}
+    resumed, next_stage = (OscarRun(replace(config, steps=9, **changes), CPU) for _ in range(2))  # type: ignore[arg-type]
+    resumed.restore(tmp_path / CHECKPOINT)
+    next_stage.inherit(tmp_path / CHECKPOINT)
+    for run in (resumed, next_stage):
+        assert run.matching is not None
+        assert run.optimiser.param_groups[0]["weight_decay"] == 0.5
+        assert run.discriminator_optimiser.param_groups[0]["lr"] == 1e-5
+        assert run.matching.optimiser.param_groups[0]["lr"] == 3e-6
+        steps = [optimiser.state for optimiser in (run.optimiser, run.discriminator_optimiser, run.matching.optimiser)]
+        assert all(map(bool, steps)) == any(map(bool, steps)) == (run is resumed)
 
 
 def test_halves_of_a_batch_have_the_gradient_of_the_whole(pictures: Path) -> None:
@@ -236,6 +267,8 @@ def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
     for shares in ((2.0, 0.0), (-0.1, 0.5), (0.6, 0.6)):
         with pytest.raises(ConfigError, match=f"no more than 1 together, got {shares[0]} and {shares[1]}"):
             tiny_run(pictures, jump_share=shares[0], finish_share=shares[1])
+    with pytest.raises(ConfigError, match="nothing of other samples"):
+        tiny_run(pictures, jump_share=0.2, freeze_denoiser=True)
     with pytest.raises(ConfigError, match="different models, got linear in both"):
         tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as=("diffc-xs", "linear"))
     with pytest.raises(ConfigError, match="needs models in finish_as"):

@@ -360,6 +360,10 @@ def test_bfloat16_is_taken_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPa
     for supported, wanted in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
         assert resolved_precision("auto", CPU) == wanted
+    # As in builds for other processors than this one.
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    assert resolved_precision("auto", CPU) == "float32"
     # Asked for, it is what is asked for.
     assert resolved_precision("bfloat16", CPU) == "bfloat16"
     assert Engine(CPU, precision="auto").precision == "float32"

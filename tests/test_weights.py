@@ -1,6 +1,7 @@
 """Models on disk and in the registry, and the importer of published checkpoints."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -169,6 +170,21 @@ def test_saving_and_loading_are_inverse(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value), name
     assert loaded.model_id == catalogue.model_id(catalogue.read_config(tmp_path / "m"))
+
+
+def test_many_may_save_one_model_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: save_model(tmp_path / "m", Parts(tiny_model())), range(16)))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    load_codec(tmp_path / "m", name="m", device=CPU)
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codling.weights.store.file_sha256", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_model(tmp_path / "m", Parts(tiny_model()))
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_id_follows_weights_and_configuration(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class CoDConfig:
     space: "pixel", or "sd-vae" for Stable Diffusion latents (the autoencoder itself is not part of the model).
     sigma_data: standard deviation of the data if the transformer's output is preconditioned (see `CoD.velocity`), or
         None if it is the velocity itself, as in the published models.
+    null: what stands for "nothing known": "black", the condition of a black picture, as published, which black pictures
+        then are taken for; or "learned", a vector of its own.
     tile: largest side in pixels that the model sees at once; larger pictures are coded in overlapping tiles.
     overlap: pixels that neighbouring tiles share.
     steps, sampler, guidance, guidance_interval, last_step: defaults of the decoder.
@@ -34,6 +36,7 @@ class CoDConfig:
     finisher_noise: float = 0.35
     space: str = "pixel"
     sigma_data: float | None = None
+    null: str = "black"
     tile: int = 1024
     overlap: int = 128
     steps: int = 25
@@ -45,6 +48,8 @@ class CoDConfig:
     def __post_init__(self) -> None:
         if self.space not in ("pixel", "sd-vae"):
             raise ConfigError(f'model: space must be "pixel" or "sd-vae", got {self.space!r}')
+        if self.null not in ("black", "learned"):
+            raise ConfigError(f'model: null must be "black" or "learned", got {self.null!r}')
         if (self.transformer is None) == (self.convolution is None):
             both = "neither" if self.transformer is None else "both"
             raise ConfigError(f"model: wanted a transformer or a convolution, got {both}; set one of them to null")
@@ -106,6 +111,7 @@ class CoD(nn.Module):
     transformer: DiffusionTransformer
     denoiser: ConditionalDenoiser
     finisher: ConditionalDenoiser
+    null: Tensor
 
     def __init__(self, config: CoDConfig):
         super().__init__()
@@ -117,6 +123,8 @@ class CoD(nn.Module):
             self.denoiser = ConditionalDenoiser(config.convolution, config.condition.decoder_width)
         if config.finisher is not None:
             self.finisher = ConditionalDenoiser(config.finisher, config.condition.decoder_width)
+        if config.null == "learned":
+            self.null = nn.Parameter(torch.zeros(config.condition.decoder_width))
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Velocity `x_1 - x_0` at state `x` (B, C, H, W) and time `t` (B,), given a condition map.
@@ -156,7 +164,9 @@ class CoD(nn.Module):
         return self.finisher.corrected((1 - s4) * image + s4 * noise, image, s, self.finisher.read(condition))
 
     def null_condition(self, *, height: int, width: int) -> Tensor:
-        """Condition of "nothing known", `(1, C, height / 16, width / 16)`: that of the image of pixels all -1."""
+        """Condition of "nothing known", `(1, C, height / 16, width / 16)`, see `CoDConfig.null`."""
+        if self.config.null == "learned":
+            return self.null.view(1, -1, 1, 1).expand(-1, -1, height // CONDITION_STRIDE, width // CONDITION_STRIDE)
         parameter = next(self.parameters())
         black = torch.full((1, 3, height, width), -1.0, device=parameter.device, dtype=parameter.dtype)
         return self.condition_codec.decode(self.condition_codec.encode(black))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SCALED, COLOURED, GRAYSCALE = 0.6, 0.3, 0.03
+# Shares of the squares. Dark ones are rare among photographs, and night is not to look like nothing known.
+SCALED, COLOURED, GRAYSCALE, DARKENED = 0.6, 0.3, 0.03, 0.08
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Augmentation:
         gain = np.ones(3)
         if rng.random() < COLOURED:
             gain = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.2)
+        if rng.random() < DARKENED:
+            gain = gain * rng.uniform(0, 1)
         red, green, blue = gain.tolist()
         return cls(top, left, side, flip, (red, green, blue), bool(rng.random() < GRAYSCALE))
 

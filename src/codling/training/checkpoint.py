@@ -78,10 +78,21 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """The same for an optimiser: moments are sharded as their parameters are, counts stay on the CPU."""
+    """The same for an optimiser: moments are sharded as their parameters are, counts stay on the CPU. Its settings,
+    such as the weight decay, stay its own.
+
+    Raises ConfigError where it is of an optimiser of more or fewer parameters.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    groups = state["param_groups"]
+    if (saved := sum(len(group["params"]) for group in groups)) != len(parameters):
+        raise ConfigError(
+            f"the checkpoint has the optimiser of {saved} tensors, and {len(parameters)} are trained; freeze what was "
+            "frozen then, or use another output directory"
+        )
     moments = {
         number: {key: placed(v, parameters[number]) if v.ndim else v.cpu() for key, v in values.items()}
         for number, values in state["state"].items()
     }
-    optimiser.load_state_dict({**state, "state": moments})
+    own = [{**group, "params": then["params"]} for group, then in zip(optimiser.param_groups, groups, strict=True)]
+    optimiser.load_state_dict({"state": moments, "param_groups": own})

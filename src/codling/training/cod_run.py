@@ -45,7 +45,7 @@ from codling.training.validation import (
 class CoDRun(Run[TrainingConfig]):
     """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
 
-    shape = ("condition", "transformer", "convolution", "finisher", "finisher_noise", "sigma_data", "space")
+    shape = ("condition", "transformer", "convolution", "finisher", "finisher_noise", "sigma_data", "null", "space")
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.autoencoder = load_autoencoder(config, device)

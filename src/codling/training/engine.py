@@ -22,7 +22,9 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     long or more."""
     if precision != "auto":
         return precision
-    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Builds without oneDNN have no such operator to ask.
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    emulated = device.type == "cpu" and not native
     return "float32" if emulated else "bfloat16"
 
 

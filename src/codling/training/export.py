@@ -6,6 +6,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from codling.bitstream.index_tables import MAX_GROUPS, fit_index_model
@@ -60,14 +61,14 @@ def export_run(
         return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
     # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     parts = Parts(model, autoencoder=run.config.autoencoder)
-    (maps,) = index_maps(parts, load_pictures(run.config.data, crop=run.config.crop, limit=pictures).pictures)
+    (maps,) = index_maps(parts, _pictures(run, pictures))
     tables = fit_index_model([indices[0] for indices in maps], run.config.model.condition.codebook_size)
     return save_model(directory, replace(parts, index_model=tables), precision=precision)
 
 
 def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     """A denoiser with its error tables, measured on so many pictures."""
-    data = load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures
+    data = _pictures(run, count)
     images = [
         torch.from_numpy(to_image_array(picture))[None]
         for picture in islice(spectrum_pictures(run.config, data), count)
@@ -78,7 +79,7 @@ def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
 
 def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
     """An OSCAR model with index tables for every level, small ones, and for DiffC what its jumps were planned with."""
-    stacks = index_maps(Parts(model), load_pictures(run.config.data, crop=run.config.crop, limit=count).pictures)
+    stacks = index_maps(Parts(model), _pictures(run, count))
     maps = ([indices[depth] for indices in stack] for stack in stacks for depth in range(len(stack[0])))
     tables = (
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
@@ -91,3 +92,9 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
 def table_groups(codebook_size: int) -> int:
     """The most groups, up to the usual ones, whose tables have no more than `TABLE_ENTRIES` numbers."""
     return max(1, min(MAX_GROUPS, isqrt(TABLE_ENTRIES // codebook_size) - 1))
+
+
+def _pictures(run: Run[Any], count: int) -> list[np.ndarray]:
+    """So many pictures, of those that the run trains on."""
+    config = run.config
+    return load_pictures(config.data, crop=config.crop, scales=config.scales, limit=count).pictures

@@ -106,6 +106,9 @@ def _steps(
             run.save(directory / CHECKPOINT, stage=stage, source=source.state(run.step))
             saved = run.step
 
+    def due(every: int) -> bool:
+        return run.step % every == 0 or run.step >= config.steps
+
     if stopping:
         return
 
@@ -122,15 +125,15 @@ def _steps(
             stopping = run.step >= config.steps or run.engine.any(
                 asked() or (deadline is not None and time.monotonic() > deadline)
             )
-            if run.step % config.log_every == 0:
+            if due(config.log_every):
                 row = meter.read(steps_left=config.steps - run.step, device=run.device)
                 row = run.engine.mean({"learning rate": run.learning_rate(), **row})
                 if log is not None:
                     log.training(run.step, row)
             paused = time.monotonic()
-            if run.step % config.checkpoint_every == 0:
+            if due(config.checkpoint_every):
                 save()
-            if held_out and run.step % (config.validate_every or config.checkpoint_every) == 0:
+            if held_out and due(config.validate_every or config.checkpoint_every):
                 _validate(run, held_out, directory / SAMPLES, log, stage=stage)
             meter.pause(time.monotonic() - paused)
     save()

@@ -17,6 +17,7 @@ from codling.pictures import to_image_array
 from codling.training import oscar_terms
 from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.beginning import begin_denoiser
+from codling.training.checkpoint import load_optimiser
 from codling.training.decoded import Decoded, decoded_by
 from codling.training.distillation import SampledTeacher
 from codling.training.distribution import HIGHEST, LOWEST, DistributionMatching, Probe, load_estimate
@@ -47,6 +48,7 @@ class OscarRun(Run[OscarTraining]):
         torch.manual_seed(config.seed)
         model = Oscar(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.hyper.quantisers.requires_grad_(False)
+        model.denoiser.requires_grad_(not config.freeze_denoiser)
         self.discriminator = Discriminator(config.discriminator)
         self.discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.perceptual = load_perceptual([n for n in PERCEPTUAL if config.weights[n] > 0], device=device)
@@ -275,7 +277,9 @@ class OscarRun(Run[OscarTraining]):
             codebook.count, codebook.sum = saved["count"], saved["sum"]
         self.errors = state["errors"]
         self.discriminator.load_state_dict(state["discriminator"])
-        self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+
+    def restore_optimisers(self, state: dict[str, Any]) -> None:
+        load_optimiser(self.discriminator_optimiser, state["discriminator_optimiser"])
         # A term that counts from here on only begins with the base itself as the fake.
         if self.matching is not None and "matching" in state:
             self.matching.restore(state["matching"])

@@ -175,19 +175,21 @@ def published_oscar_weights() -> dict[str, float]:
 class OscarTraining(RunConfig):
     """Training of OSCAR.
 
-    prior: name or directory of the denoiser that ours begins as; "" begins from nothing. restore_from: step from which
-    the denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1). adversarial_from:
-    step from which the discriminator is trained and counts. adversarial_gradient: whether the generator gets the
-    gradient of its adversarial term; in the published code it does not. level_shares: how often each level is drawn in
-    stage 2, or () for evenly. jump_share: of stage 2's samples, those that are coarse images as DiffC's channel coder
-    tells them instead of tokens, so that the denoiser restores these too; jump_as: the model, name or directory, whose
-    streams these are like, a linear one, and with whose tables the model has such streams itself. finish_share: those
-    that are what the models of finish_as, names or directories, have decoded, which this one is to finish, as many of
-    each: streams of denoisers, and what CoD models decode in one step. sampled_from: name or directory of the denoiser
-    whose sampling, in `sampled_steps` and with `sampled_roughness`, is distilled where `weights.sampled` is above 0,
-    see `distillation`. distribution_base: name or directory of the model whose distribution restored pictures are moved
-    to, where `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that
-    learns them.
+    prior: name or directory of the denoiser that ours begins as; "" begins from nothing. restore_from: step from
+    which the denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1).
+    adversarial_from: step from which the discriminator is trained and counts. adversarial_gradient: whether the
+    generator gets the gradient of its adversarial term; in the published code it does not. level_shares: how often
+    each level is drawn in stage 2, or () for evenly. freeze_denoiser: stage 2 trains what reads the tokens and
+    nothing else, so that whatever else the denoiser restores stays as it is. jump_share: of stage 2's samples,
+    those that are coarse images as DiffC's channel coder tells them instead of tokens, so that the denoiser
+    restores these too; jump_as: the model, name or directory, whose streams these are like, a linear one, and with
+    whose tables the model has such streams itself. finish_share: those that are what the models of finish_as, names
+    or directories, have decoded, which this one is to finish, as many of each: streams of denoisers, and what CoD
+    models decode in one step. sampled_from: name or directory of the denoiser whose sampling, in `sampled_steps`
+    and with `sampled_roughness`, is distilled where `weights.sampled` is above 0, see `distillation`.
+    distribution_base: name or directory of the model whose distribution restored pictures are moved to, where
+    `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that learns
+    them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
@@ -196,6 +198,7 @@ class OscarTraining(RunConfig):
     adversarial_from: int = 0
     adversarial_gradient: bool = True
     level_shares: tuple[float, ...] = ()
+    freeze_denoiser: bool = False
     jump_share: float = 0.0
     jump_as: str = "linear"
     finish_share: float = 0.0
@@ -224,6 +227,11 @@ class OscarTraining(RunConfig):
                 "training: jump_share and finish_share must be 0 or more and no more than 1 together, got "
                 f"{self.jump_share} and {self.finish_share}"
             )
+        if self.freeze_denoiser and self.jump_share + self.finish_share:
+            raise ConfigError(
+                "training: with freeze_denoiser only what reads tokens learns, and nothing of other samples; set "
+                f"jump_share=0 and finish_share=0, got {self.jump_share} and {self.finish_share}"
+            )
         if self.finish_share and not self.finish_as:
             raise ConfigError("training: finish_share needs models in finish_as, got none")
         if self.jump_as in self.finish_as and min(self.jump_share, self.finish_share) > 0:
@@ -249,6 +257,7 @@ COD_XS = CoDConfig(
     finisher=DenoiserConfig(blocks=(2, 5)),
     finisher_noise=0.39,
     sigma_data=0.5,
+    null="learned",
     tile=768,
     overlap=128,
     steps=4,
@@ -266,6 +275,7 @@ COD_S = CoDConfig(
     finisher=DenoiserConfig(blocks=(2, 5)),
     finisher_noise=0.39,
     sigma_data=0.5,
+    null="learned",
     tile=768,
     overlap=128,
     guidance=1.5,

@@ -108,7 +108,10 @@ class Run(ABC, Generic[C]):
         return {}
 
     def restore_extra(self, state: dict[str, Any]) -> None:
-        """The inverse of `extra_state`."""
+        """The inverse of `extra_state`, but for `restore_optimisers`."""
+
+    def restore_optimisers(self, state: dict[str, Any]) -> None:
+        """Those of `extra_state`, and what is learned by them alone; a new stage begins them anew."""
 
     @property
     def phase(self) -> Hashable:
@@ -183,10 +186,11 @@ class Run(ABC, Generic[C]):
         self.average.load(state["average"])
         checkpoint.load_optimiser(self.optimiser, state["optimiser"])
         self.restore_extra(state)
+        self.restore_optimisers(state)
         self.step, self.origin = state["step"], state.get("origin", "")
 
     def inherit(self, path: Path) -> None:
-        """Start from the averaged weights of the stage before; optimiser, average and step begin anew.
+        """Start from the averaged weights of the stage before; optimisers, average and step begin anew.
 
         So do parts of the head that the stage before did not have, such as those for another teacher.
         """

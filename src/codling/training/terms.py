@@ -135,11 +135,13 @@ def cod_step(
     teacher_features: (B, teacher width, H / 16, W / 16), or None without a teacher.
     """
     null = draws.null[:, None, None, None]
-    # "Nothing known" is the image whose pixels are all -1, as in the published training.
+    learned = model.config.null == "learned"
     with torch.set_grad_enabled(objective.encode and torch.is_grad_enabled()):
-        features = model.condition_codec.encoder(torch.where(null, -1.0, image))
+        features = model.condition_codec.encoder(image if learned else torch.where(null, -1.0, image))
     quantised = model.condition_codec.quantiser(features)
     condition = model.condition_codec.decoder(quantised.codewords if objective.quantise else features)
+    if learned:
+        condition = torch.where(null, model.null.view(1, -1, 1, 1).to(condition.dtype), condition)
     reconstruction = heads.reconstruction(condition).float() - state
     zero = condition.new_zeros((), dtype=torch.float32)
     terms = {
@@ -181,7 +183,9 @@ def finisher_step(model: CoD, image: Tensor, draws: Draws) -> StepResult:
         condition = model.condition_codec.decoder(quantised.codewords)
         one_step = draws.noise + model.velocity(draws.noise, torch.zeros_like(draws.t), condition).float()
     made = model.finish(one_step, draws.noise, condition)
-    terms = {"finished": F.mse_loss(made, image), "sliced": sliced(made, image, draws.directions)}
+    with torch.autocast(image.device.type, enabled=False):
+        made = made.float()
+        terms = {"finished": F.mse_loss(made, image), "sliced": sliced(made, image, draws.directions)}
     return StepResult(terms, features.float(), quantised.indices, ~draws.null)
 
 

@@ -6,7 +6,6 @@ hash is checked when they are read.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from codling.codecs.activity_map import CLASSES, Tables
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.configuration import from_dict, to_dict
 from codling.errors import ModelError
+from codling.files import whole_directory
 from codling.models.cod import CoD, CoDConfig
 from codling.models.denoiser import Denoiser, DenoiserConfig
 from codling.models.oscar import Oscar, OscarConfig
@@ -103,7 +103,8 @@ class Parts:
 
 
 def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32") -> Manifest:
-    """Write a model directory; files appear under their final names only when complete."""
+    """Write a model directory. A new one appears when it is complete, and in one that is there each file does; many
+    processes may write one at once."""
     stored = stored_weights(parts.model.state_dict(), precision)
     if parts.index_model is not None:
         stored |= _index_tensors(INDEX_MODEL, parts.index_model)
@@ -111,16 +112,12 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
         stored |= _index_tensors(f"{INDEX_MODEL}.{level}", index_model)
     for conditional, tables in parts.error_tables.items():
         stored |= _error_tensors(_table_name(conditional), tables)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / (WEIGHTS + ".tmp")
-    save_file(stored, temporary)
-    temporary.chmod(0o644)  # safetensors writes for the owner alone, and models are shared
     kind = next(name for name, (_, network) in KINDS.items() if type(parts.model) is network)
-    manifest = Manifest(FORMAT, kind, file_sha256(temporary), parts.model.config, parts.autoencoder, parts.diffc)
-    os.replace(temporary, directory / WEIGHTS)
-    temporary = directory / (CONFIG + ".tmp")
-    temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
-    os.replace(temporary, directory / CONFIG)
+    with whole_directory(directory) as temporary:
+        save_file(stored, temporary / WEIGHTS)
+        sha256 = file_sha256(temporary / WEIGHTS)
+        manifest = Manifest(FORMAT, kind, sha256, parts.model.config, parts.autoencoder, parts.diffc)
+        (temporary / CONFIG).write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
     return manifest
 
 
