@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import codling
 from codling.bitstream.container import CodecId
 from codling.bitstream.indices import IndexModel
 from codling.cli.main import app
@@ -185,6 +186,13 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(ZeroDivisionError):
         save_model(tmp_path / "m", Parts(tiny_model()))
     assert not any(tmp_path.iterdir())
+
+
+def test_the_directory_of_a_run_is_no_model_and_says_where_its_model_is(tmp_path: Path) -> None:
+    save_model(tmp_path / "run" / "model", Parts(tiny_model()))
+    with pytest.raises(ModelError, match=r"directory of a training run; its model is .*run/model"):
+        codling.load(tmp_path / "run")
+    codling.load(tmp_path / "run" / "model")
 
 
 def test_the_id_follows_weights_and_configuration(tmp_path: Path) -> None:

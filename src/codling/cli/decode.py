@@ -26,27 +26,26 @@ def command(
         int | None,
         typer.Option(help="1: faithful; more: sampled. Default: as the model does it best.", show_default=False),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Strength of guidance; 1 is none.", show_default=False)] = None,
+    guidance: Annotated[float | None, typer.Option(help="cod: its strength; 1 is none.", show_default=False)] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="euler, heun, adams2, adams3 or adams4.", show_default=False)
+        str | None,
+        typer.Option(help="cod, or diffc in several steps: euler, heun, adams2 to adams4.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the start noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="cod: of the start noise; another, another picture.")] = 0,
     score_scale: Annotated[
-        float, typer.Option(help="Of diffc with several steps: above 1 smoother, below 1 grainier.")
+        float, typer.Option(help="diffc in several steps: above 1 smoother, below 1 grainier.")
     ] = 1.0,
     finish: Annotated[
         str | None,
-        typer.Option(
-            help="Of diffc and cod: an OSCAR model like oscar-s adds texture, in one step.", show_default=False
-        ),
+        typer.Option(help="diffc and cod: an OSCAR model like oscar-s adds texture, in one step.", show_default=False),
     ] = None,
     upto_bytes: Annotated[
-        int | None, typer.Option(help="Use only so much of a progressive file's beginning.", show_default=False)
+        int | None, typer.Option(help="diffc: use only so much of the file's beginning.", show_default=False)
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Default: the one the file names.", show_default=False)
     ] = None,
-    format: Annotated[str, typer.Option(help="Suffix of the pictures in a folder: png, jpg, webp ...")] = "png",
+    format: Annotated[str, typer.Option(help="Suffix of pictures that -o does not name: png, jpg, webp ...")] = "png",
     device: options.Device = "auto",
     max_pixels: options.MaxPixels = MAX_PIXELS,
     force: options.Force = False,

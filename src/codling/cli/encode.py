@@ -28,25 +28,23 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help="A model's name or directory. Default: cod-xs; diffc-xs for a rate, oscar-s for a level; that of --codec.",
+            help="Name or directory. Default: that of --codec; diffc-xs for a rate, oscar-s for a level, else cod-xs.",
             show_default=False,
         ),
     ] = None,
     codec: Annotated[
         str | None, typer.Option(help="cod, diffc or oscar. Default: the model's own.", show_default=False)
     ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(help="Length of the file, met from below", show_default=False)
-    ] = None,
-    bpp: Annotated[float | None, typer.Option(help="The same in bits a pixel.", show_default=False)] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="The file's length: this at most.", show_default=False)] = None,
+    bpp: Annotated[float | None, typer.Option(help="The same, in bits a pixel.", show_default=False)] = None,
     psnr: Annotated[
-        float | None, typer.Option(help="Of the faithful picture in dB, met from above.", show_default=False)
+        float | None, typer.Option(help="diffc: PSNR of the faithful picture in dB, at least.", show_default=False)
     ] = None,
     steps_to: Annotated[
-        int | None, typer.Option(help="Where DiffC stops, in 1024ths of noise.", show_default=False)
+        int | None, typer.Option(help="diffc: noise level to stop at, 1 to 1022.", show_default=False)
     ] = None,
     level: Annotated[
-        int | None, typer.Option(help="Of OSCAR's rate table, 0 the lowest rate.", show_default=False)
+        int | None, typer.Option(help="oscar: entry of the rate table, 0 the lowest rate.", show_default=False)
     ] = None,
     keep: Annotated[
         list[Keep] | None,

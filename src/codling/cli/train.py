@@ -8,7 +8,7 @@ import typer
 
 from codling import api
 from codling.configuration import to_dict
-from codling.weights.catalogue import Precision
+from codling.weights.catalogue import RUN_MODEL, Precision
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
     )  # fmt: skip
     if run.engine.main:
         print("writing the model; its tables are fitted on training pictures, which can take a minute")
-    manifest = export_run(run, directory / "model", precision=export)
+    manifest = export_run(run, directory / RUN_MODEL, precision=export)
     if manifest is not None:
         print(f"{directory / 'model'} loads with codling.load ({manifest.kind})")
     if run.engine.main and run.step < run.config.steps:

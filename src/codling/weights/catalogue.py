@@ -15,6 +15,8 @@ from codling.errors import ModelError
 # How weights are stored, see `packing`.
 Precision = Literal["float32", "float16", "int8"]
 CONFIG = "config.json"
+# Where in a run's directory training leaves the model.
+RUN_MODEL = "model"
 FORMAT = 1
 # What `encode` takes when it is told no model: without a rate, with one, and with a level of OSCAR's table.
 DEFAULT_MODEL = "cod-xs"

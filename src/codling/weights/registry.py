@@ -26,7 +26,7 @@ from codling.models.oscar_stable_diffusion import OscarStableDiffusion
 from codling.models.rate_levels import LatentModel
 from codling.models.stable_diffusion import StableDiffusion
 from codling.models.wiener import WienerFilter
-from codling.weights.catalogue import CONFIG, HUB, find, find_id, local_directory, model_id, read_config
+from codling.weights.catalogue import CONFIG, HUB, RUN_MODEL, find, find_id, local_directory, model_id, read_config
 from codling.weights.store import Model, Parts, load_parts, save_model
 
 HUB_VARIABLE = "CODLING_HUB"
@@ -46,6 +46,8 @@ def locate(name_or_directory: str | os.PathLike[str]) -> tuple[str, Path]:
     path = Path(name_or_directory)
     if (path / CONFIG).is_file():
         return path.resolve().name, path
+    if (path / RUN_MODEL / CONFIG).is_file():
+        raise ModelError(f"{path} is the directory of a training run; its model is {path / RUN_MODEL}")
     entry = find(os.fspath(name_or_directory))
     return entry.name, entry.directory or fetch(entry.name)
 
