@@ -70,6 +70,18 @@ def test_cod_xs_makes_texture_in_one_step(photos: list[Path], codec: Codec) -> N
     assert texture[1] < 0.75 * mean[1]
 
 
+@pytest.mark.parametrize("model", ["cod-xs", "diffc-xs", "oscar-s"])
+def test_dark_pictures_come_back_dark(model: str, photos: list[Path]) -> None:
+    """Also from a model whose "nothing known" was a black picture."""
+    codec, rate = codling.load(model, device="cpu"), {"max_bytes": 400} if model == "diffc-xs" else {}
+    photo = np.asarray(Image.open(photos[0]).convert("RGB").crop((100, 100, 484, 356)))
+    for brightness, least in ((0.3, 27.0), (0.1, 33.0)):
+        dark = np.round(photo * brightness).astype(np.uint8)
+        assert psnr(dark, np.asarray(codling.decode(codling.encode(dark, model=codec, **rate)))) > least
+    black = codling.decode(codling.encode(np.zeros((256, 256, 3), np.uint8), model=codec, **rate))
+    assert np.asarray(black).mean() < 10
+
+
 @pytest.mark.parametrize(("model", "least"), [("linear", 19.5), ("diffc-xs", 20.0)])
 def test_photographs_come_back_from_400_bytes(model: str, least: float, photos: list[Path]) -> None:
     codec, scores = codling.load(model, device="cpu"), []

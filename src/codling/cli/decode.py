@@ -29,7 +29,7 @@ def command(
     guidance: Annotated[float | None, typer.Option(help="cod: its strength; 1 is none.", show_default=False)] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="cod, or diffc in several steps: euler, heun, adams2 to adams4.", show_default=False),
+        typer.Option(help="cod, or diffc in steps: euler, heun, adams2 to adams4.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="cod: of the start noise; another, another picture.")] = 0,
     score_scale: Annotated[
