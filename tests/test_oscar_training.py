@@ -69,7 +69,7 @@ def test_with_the_denoiser_frozen_only_what_reads_tokens_learns(pictures: Path, 
     changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
     read = ("hyper.out", "hyper.widen", "hyper.last", "hyper.back", "hyper.embedding")
     assert changed and all(name.startswith(read) for name in changed)
-    with pytest.raises(ConfigError, match="freeze what was frozen then"):
+    with pytest.raises(ConfigError, match="set what says which"):
         train(replace(config, steps=6, freeze_denoiser=False), tmp_path, device=CPU, report=lambda _: None)
 
 
@@ -269,6 +269,8 @@ def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
             tiny_run(pictures, jump_share=shares[0], finish_share=shares[1])
     with pytest.raises(ConfigError, match="nothing of other samples"):
         tiny_run(pictures, jump_share=0.2, freeze_denoiser=True)
+    with pytest.raises(ConfigError, match="nothing where samples are distilled"):
+        tiny_run(pictures, freeze_denoiser=True, weights={**oscar_weights(), "sampled": 1.0})
     with pytest.raises(ConfigError, match="different models, got linear in both"):
         tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as=("diffc-xs", "linear"))
     with pytest.raises(ConfigError, match="needs models in finish_as"):

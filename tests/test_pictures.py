@@ -194,6 +194,32 @@ def test_profiles_count_for_what_they_do_not_for_their_name() -> None:
             assert np.array_equal(picture.rgb, np.asarray(image.convert("RGB")))
 
 
+def linear_gray() -> bytes:
+    """A profile of a gray whose levels are proportional to light."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"wtpt": white, b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, 256) + bytes(2)}
+    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        table += name + struct.pack(">2I", place + len(body), len(data))
+        body += data
+    header = struct.pack(">I4sI4s4s4s", place + len(body), bytes(4), 0x02400000, b"mntr", b"GRAY", b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return header + struct.pack(">I", len(tags)) + table + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGB"])
+def test_gray_profiles_are_applied_to_gray_of_any_mode(mode: str) -> None:
+    level = 255 if mode == "1" else 100
+    image = Image.new("L", (8, 6), level).convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.new("L", (8, 6), 128))
+    picture = load_picture(file_of(image, "PNG", icc_profile=linear_gray()), keep="alpha")
+    assert picture.warnings == ("colours were converted from the picture's profile to sRGB",)
+    # 100 / 255 of the light is level 168 of sRGB.
+    assert np.abs(picture.rgb.astype(int) - (255 if mode == "1" else 168)).max() <= 1
+    assert (picture.alpha is None) == (mode != "LA")
+
+
 def test_transparency_outlives_a_conversion_of_colours() -> None:
     image = RGB.convert("RGBA")
     alpha = np.random.default_rng(0).integers(0, 256, (24, 40), np.uint8)
@@ -210,8 +236,10 @@ def test_what_was_kept_is_saved_again(kind: str) -> None:
     profile, exif = srgb_but_for({}), Image.Exif()
     exif[0x010F] = "maker"
     image = save_picture(Picture(np.asarray(RGB), icc=profile, exif=exif.tobytes()))
-    saved = Image.open(io.BytesIO(file_of(image, kind)))
+    saved = Image.open(io.BytesIO(file_of(image, kind, **image.info)))
     assert saved.info["icc_profile"] == profile
+    # What is left out is: EXIF may say where a picture was taken.
+    assert 0x010F not in Image.open(io.BytesIO(file_of(image, kind, exif=b""))).getexif()
     assert saved.getexif()[0x010F] == "maker"
 
 

@@ -174,9 +174,9 @@ def test_saving_and_loading_are_inverse(tmp_path: Path) -> None:
 
 
 def test_many_may_save_one_model_at_once(tmp_path: Path) -> None:
+    parts = Parts(tiny_model())
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: save_model(tmp_path / "m", Parts(tiny_model())), range(16)))
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+        list(pool.map(lambda _: save_model(tmp_path / "m", parts), range(16)))
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
     load_codec(tmp_path / "m", name="m", device=CPU)
 
@@ -185,14 +185,20 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     monkeypatch.setattr("codling.weights.store.file_sha256", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_model(tmp_path / "m", Parts(tiny_model()))
-    assert not any(tmp_path.iterdir())
+    assert not any((tmp_path / "m").iterdir())
 
 
-def test_the_directory_of_a_run_is_no_model_and_says_where_its_model_is(tmp_path: Path) -> None:
-    save_model(tmp_path / "run" / "model", Parts(tiny_model()))
+def test_the_directory_of_a_run_is_no_model_and_says_where_its_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run", "linear"):
+        save_model(tmp_path / name / "model", Parts(tiny_model()))
     with pytest.raises(ModelError, match=r"directory of a training run; its model is .*run/model"):
         codling.load(tmp_path / "run")
     codling.load(tmp_path / "run" / "model")
+    # One that is called as a model is does not hide it.
+    monkeypatch.chdir(tmp_path)
+    assert codling.load("linear").codec_id is CodecId.DIFFC
 
 
 def test_the_id_follows_weights_and_configuration(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def decode(
     upto_bytes: use only so much of a progressive file's beginning, as if the rest had not come yet.
     model: None finds the model that the file names.
 
-    A profile and EXIF that were kept are in the image's `info`, and `save` writes them (`pictures.save_picture`).
+    A profile and EXIF that were kept are in the image's `info`; `pictures.save_picture` says how they are saved.
 
     Raises FormatError if the bytes are not a whole, undamaged file, OSError if the path cannot be read, ModelError if
     they need another model or `finish` is none that can, and ConfigError on options that do not go together.

@@ -90,11 +90,10 @@ def load_picture(source: PictureLike, *, keep: Extra | Collection[Extra] = (), m
 
 
 def save_picture(picture: Picture) -> Image.Image:
-    """Picture -> Pillow image with alpha, and profile and EXIF in `info` and for `save` (Pillow 11.3 or later).
+    """Picture -> Pillow image with alpha, and with profile and EXIF in `info`.
 
-    An older Pillow, and what is made of the image (`resize`, for instance), saves them where told to:
-    `image.save("x.jpg", icc_profile=image.info["icc_profile"], exif=image.info["exif"])`. To leave them out, clear
-    `image.info` and `image.encoderinfo`.
+    PNG and TIFF get the profile by themselves; for other formats, and for EXIF, `save` has to be told:
+    `image.save("x.jpg", icc_profile=image.info.get("icc_profile"), exif=image.info.get("exif", b""))`.
     """
     image = Image.fromarray(picture.rgb)
     if picture.alpha is not None:
@@ -103,8 +102,6 @@ def save_picture(picture: Picture) -> Image.Image:
         image.info["icc_profile"] = picture.icc
     if picture.exif:
         image.info["exif"] = picture.exif
-    # Most formats write nothing of `info` by themselves, only what they are told in `save` or here.
-    image.encoderinfo = dict(image.info)
     return image
 
 
@@ -199,16 +196,18 @@ def _to_rgb(
     colours = (icc or b"")[16:20]  # what the profile is for; a gray one is of no use to who gets RGB
     if icc is None or (keep_icc and colours == b"RGB "):
         return (image if image.mode == target else image.convert(target)), icc
+    mode = "L" if colours == b"GRAY" else image.mode if image.mode in ("RGB", "RGBA", "CMYK") else target
+    result = "RGB" if mode == "L" else target
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        if image.mode not in ("RGB", "RGBA", "CMYK") and (image.mode, colours) != ("L", b"GRAY"):
-            image = image.convert(target)
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, target)
-        if _is_identity(transform, image.mode, target):
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, result)
+        if _is_identity(transform, mode, result):
             return image.convert(target), None
-        converted = ImageCms.applyTransform(image, transform)
+        converted = ImageCms.applyTransform(image.convert(mode), transform)
         if converted is None:
             raise ImageCms.PyCMSError("no conversion")
+        if result != target:
+            converted.putalpha(image.getchannel("A"))
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         warnings.append(f"the colour profile cannot be applied and was ignored ({error})")
         return image.convert(target), None

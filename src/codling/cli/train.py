@@ -58,6 +58,6 @@ def command(
         print("writing the model; its tables are fitted on training pictures, which can take a minute")
     manifest = export_run(run, directory / RUN_MODEL, precision=export)
     if manifest is not None:
-        print(f"{directory / 'model'} loads with codling.load ({manifest.kind})")
+        print(f"{directory / RUN_MODEL} loads with codling.load ({manifest.kind})")
     if run.engine.main and run.step < run.config.steps:
         print("the training is not at its end: the same command goes on with it")

@@ -181,8 +181,9 @@ def _paths(picture: Path, setting: Setting, out: Path) -> _Paths:
 
 
 def _key(picture: Path, setting: Setting) -> dict[str, str]:
+    original = load_picture(picture).rgb
     return {
-        "sha256": hashlib.sha256(picture.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(repr(original.shape).encode() + original.tobytes()).hexdigest(),
         "codec": setting.fingerprint(),
         "codling": __version__,
     }

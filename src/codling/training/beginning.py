@@ -11,13 +11,10 @@ from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.models.wiener import fit_spectrum
-from codling.training.run import Run
+from codling.training.run import NAMED, Run
 from codling.weights.catalogue import CONFIG, model_id, read_config
 from codling.weights.registry import load_network, locate
 from codling.weights.store import KINDS, Manifest, load_parts
-
-# Settings that an error names at most.
-NAMED = 5
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -
     groups = state["param_groups"]
     if (saved := sum(len(group["params"]) for group in groups)) != len(parameters):
         raise ConfigError(
-            f"the checkpoint has the optimiser of {saved} tensors, and {len(parameters)} are trained; freeze what was "
-            "frozen then, or use another output directory"
+            f"the checkpoint has the optimiser of {saved} tensors, and {len(parameters)} are trained; set what says "
+            "which are (freeze_denoiser, codebook) as it was then, or use another output directory"
         )
     moments = {
         number: {key: placed(v, parameters[number]) if v.ndim else v.cpu() for key, v in values.items()}

@@ -232,6 +232,11 @@ class OscarTraining(RunConfig):
                 "training: with freeze_denoiser only what reads tokens learns, and nothing of other samples; set "
                 f"jump_share=0 and finish_share=0, got {self.jump_share} and {self.finish_share}"
             )
+        if self.freeze_denoiser and self.weights.get("sampled", 0) > 0:
+            raise ConfigError(
+                "training: with freeze_denoiser what reads tokens learns, and nothing where samples are distilled; "
+                f"set weights.sampled=0, got {self.weights['sampled']}"
+            )
         if self.finish_share and not self.finish_as:
             raise ConfigError("training: finish_share needs models in finish_as, got none")
         if self.jump_as in self.finish_as and min(self.jump_share, self.finish_share) > 0:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codling.configuration import from_dict, to_dict
+from codling.configuration import differences, from_dict, to_dict
 from codling.errors import ConfigError
 from codling.training import checkpoint
 from codling.training.averages import WeightAverage
@@ -19,6 +19,8 @@ from codling.training.recipes import RunConfig
 from codling.training.schedule import rate_share
 
 C = TypeVar("C", bound=RunConfig)
+# Settings that an error names at most.
+NAMED = 5
 
 
 class LossModule(nn.Module):
@@ -111,7 +113,7 @@ class Run(ABC, Generic[C]):
         """The inverse of `extra_state`, but for `restore_optimisers`."""
 
     def restore_optimisers(self, state: dict[str, Any]) -> None:
-        """Those of `extra_state`, and what is learned by them alone; a new stage begins them anew."""
+        """Restore further optimisers of `extra_state` and networks that only they train; `inherit` leaves these new."""
 
     @property
     def phase(self) -> Hashable:
@@ -210,14 +212,16 @@ class Run(ABC, Generic[C]):
 
     def _read(self, path: Path) -> dict[str, Any]:
         state = checkpoint.read(path, device=self.device)
-        mismatch = ConfigError(f"{path} was trained with another model configuration; use another output directory")
+        mismatch = f"{path} was trained with another model configuration"
         try:
             saved = from_dict(type(self.config), state["config"])
         except ConfigError as error:
-            raise mismatch from error
+            raise ConfigError(f"{mismatch} ({error}); use another output directory") from error
         same = checkpoint.shapes(state["model"]) == checkpoint.shapes(self.model.state_dict())
         if self.networks(saved) != self.networks(self.config) or not same:
-            raise mismatch
+            models = (to_dict(config)["model"] for config in (saved, self.config))
+            found = ", ".join(differences(*models, where="model")[:NAMED])
+            raise ConfigError(f"{mismatch} ({found or 'its weights differ'}); use another output directory")
         return state
 
     def averaged_model(self) -> Any:

@@ -46,9 +46,13 @@ def locate(name_or_directory: str | os.PathLike[str]) -> tuple[str, Path]:
     path = Path(name_or_directory)
     if (path / CONFIG).is_file():
         return path.resolve().name, path
-    if (path / RUN_MODEL / CONFIG).is_file():
-        raise ModelError(f"{path} is the directory of a training run; its model is {path / RUN_MODEL}")
-    entry = find(os.fspath(name_or_directory))
+    try:
+        entry = find(os.fspath(name_or_directory))
+    except ModelError as error:
+        if (path / RUN_MODEL / CONFIG).is_file():
+            run = f"{path} is the directory of a training run; its model is {path / RUN_MODEL}"
+            raise ModelError(run) from error
+        raise
     return entry.name, entry.directory or fetch(entry.name)
 
 

@@ -6,6 +6,8 @@ hash is checked when they are read.
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +25,6 @@ from codling.codecs.activity_map import CLASSES, Tables
 from codling.codecs.diffc_stream import DiffCConfig
 from codling.configuration import from_dict, to_dict
 from codling.errors import ModelError
-from codling.files import whole_directory
 from codling.models.cod import CoD, CoDConfig
 from codling.models.denoiser import Denoiser, DenoiserConfig
 from codling.models.oscar import Oscar, OscarConfig
@@ -103,8 +104,8 @@ class Parts:
 
 
 def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32") -> Manifest:
-    """Write a model directory. A new one appears when it is complete, and in one that is there each file does; many
-    processes may write one at once."""
+    """Write a model directory; files appear under their final names only when complete. Many processes may write the
+    same model at once."""
     stored = stored_weights(parts.model.state_dict(), precision)
     if parts.index_model is not None:
         stored |= _index_tensors(INDEX_MODEL, parts.index_model)
@@ -113,11 +114,15 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
     for conditional, tables in parts.error_tables.items():
         stored |= _error_tensors(_table_name(conditional), tables)
     kind = next(name for name, (_, network) in KINDS.items() if type(parts.model) is network)
-    with whole_directory(directory) as temporary:
-        save_file(stored, temporary / WEIGHTS)
-        sha256 = file_sha256(temporary / WEIGHTS)
-        manifest = Manifest(FORMAT, kind, sha256, parts.model.config, parts.autoencoder, parts.diffc)
-        (temporary / CONFIG).write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".") as name:
+        weights, config = Path(name, WEIGHTS), Path(name, CONFIG)
+        save_file(stored, weights)
+        weights.chmod(0o644)  # safetensors writes for the owner alone, and models are shared
+        manifest = Manifest(FORMAT, kind, file_sha256(weights), parts.model.config, parts.autoencoder, parts.diffc)
+        config.write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
+        os.replace(weights, directory / WEIGHTS)
+        os.replace(config, directory / CONFIG)
     return manifest
 
 
