@@ -334,9 +334,10 @@ def codec_for(stream: Stream, model: "str | os.PathLike[str] | Codec | None", de
     """As `load_for`. Raises ModelError if that is not what the stream was made with."""
     codec = load_for(stream, model=model, device=device)
     if codec.model_id != stream.model_id:
+        made_with = next((f" ({entry.name})" for entry in entries() if entry.model_id == stream.model_id), "")
         raise ModelError(
-            f"the stream was made with model {stream.model_id:06x}, but {codec.name} is {codec.model_id:06x}; "
-            "decode it with the model that made it"
+            f"the stream was made with model {stream.model_id:06x}{made_with}, but {codec.name} is "
+            f"{codec.model_id:06x}; decode it with the model that made it"
         )
     if codec.codec_id != stream.codec:
         raise ModelError(f"the stream is of codec {stream.codec.name}, which {codec.name} does not decode")

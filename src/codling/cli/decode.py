@@ -81,7 +81,8 @@ def command(
         )
         seconds = time.perf_counter() - begin
         write_whole(job.target, picture_bytes(image, job.target), force=force)
-        return {"width": image.width, "height": image.height, "bytes": len(data), "seconds": seconds}
+        used = len(data) if upto_bytes is None else min(upto_bytes, len(data))
+        return {"width": image.width, "height": image.height, "bytes": used, "seconds": seconds}
 
     def describe(row: dict[str, Any]) -> str:
         return f"{row['target']}: {row['width']} x {row['height']} from {row['bytes']} bytes, {row['seconds']:.2f} s"

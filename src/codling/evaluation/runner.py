@@ -238,7 +238,8 @@ def _means(done: list[dict[str, Any]]) -> Iterator[str]:
         if any(name not in row["metrics"] for row in done):
             continue
         values = [row["metrics"][name] for row in done]
-        yield f"{name} {np.mean(values):.4g}" if all(isinstance(v, float) for v in values) else f"{name} unavailable"
+        reasons = [value for value in values if not isinstance(value, float)]
+        yield f"{name} unavailable ({reasons[0]})" if reasons else f"{name} {np.mean(values):.4g}"
 
 
 def _one_thread(jobs: int) -> None:
