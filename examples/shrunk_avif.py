@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from codling.evaluation.contenders import Setting, parse_spec
 from codling.evaluation.metrics import DEFAULT_METRICS, measure, psnr
+from codling.pictures import load_picture
 
 FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
 QUALITIES = range(0, 64, 4)
@@ -31,7 +31,7 @@ class File:
 
 def files(path: Path, longest: int) -> list[File]:
     """The picture's files of at most so many bytes, at every factor and quality."""
-    picture, found = np.asarray(Image.open(path).convert("RGB")), []
+    picture, found = load_picture(path).rgb, []
     for factor in FACTORS:
         for quality in QUALITIES:
             (setting,) = parse_spec(f"avif/{factor}:quality={quality}:speed=2")
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     budgets, paths = [int(text) for text in sys.argv[1].split(",")], [Path(name) for name in sys.argv[2:]]
     rows: dict[int, list[list[float]]] = {budget: [] for budget in budgets}
     for path in paths:
-        picture, candidates = np.asarray(Image.open(path).convert("RGB")), files(path, max(budgets))
+        picture, candidates = load_picture(path).rgb, files(path, max(budgets))
         for budget, chosen in ((budget, best(candidates, budget)) for budget in budgets):
             if chosen:
                 decoded = np.asarray(chosen.setting.decode(chosen.setting.encode(path)))

@@ -79,7 +79,7 @@ def test_a_step_learns_what_sampling_arrives_at(pictures: Path, tmp_path: Path) 
     )  # fmt: skip
     run = OscarRun(config, CPU)
     batch = image(48, 48).repeat(4, 1, 1, 1)
-    run.step = config.restore_from
+    run.step = config.restore_from or 0
     losses = [run.train_step(batch)["sampled"] for _ in range(config.steps)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     # The teacher is no part of what is learned or kept.

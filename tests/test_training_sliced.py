@@ -76,6 +76,6 @@ def test_training_lowers_it(pictures: Path) -> None:
     config = tiny_run(pictures, steps=60, weights=weights, learning_rate=4e-3, average=0.5)
     run = OscarRun(config, CPU)
     batch = image(48, 48).repeat(4, 1, 1, 1)
-    run.step = config.restore_from
+    run.step = config.restore_from or 0
     losses = [run.train_step(batch)["sliced"] for _ in range(config.steps)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

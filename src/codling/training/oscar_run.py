@@ -97,7 +97,7 @@ class OscarRun(Run[OscarTraining]):
     @property
     def restoring(self) -> bool:
         """Whether the denoiser learns, from tokens that stay as they are, or the tokens do."""
-        return self.step >= self.config.restore_from
+        return self.config.restore_from is not None and self.step >= self.config.restore_from
 
     @property
     def adversarial(self) -> bool:
@@ -110,7 +110,7 @@ class OscarRun(Run[OscarTraining]):
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
         """Start from the pictures' principal components, and the prior's denoiser or else the pictures' spectrum."""
-        if not self.config.restore_from:
+        if self.config.restore_from == 0:
             raise ConfigError(
                 "training: restore_from=0 goes on from trained tokens, and there are none in this directory; train "
                 "`oscar-s`, which has both stages, or set restore_from"

@@ -176,25 +176,25 @@ class OscarTraining(RunConfig):
     """Training of OSCAR.
 
     prior: name or directory of the denoiser that ours begins as; "" begins from nothing. restore_from: step from
-    which the denoiser is trained, on frozen tokens; before it the hyper-encoders learn alone (stage 1).
-    adversarial_from: step from which the discriminator is trained and counts. adversarial_gradient: whether the
-    generator gets the gradient of its adversarial term; in the published code it does not. level_shares: how often
-    each level is drawn in stage 2, or () for evenly. freeze_denoiser: stage 2 trains what reads the tokens and
-    nothing else, so that whatever else the denoiser restores stays as it is. jump_share: of stage 2's samples,
-    those that are coarse images as DiffC's channel coder tells them instead of tokens, so that the denoiser
-    restores these too; jump_as: the model, name or directory, whose streams these are like, a linear one, and with
-    whose tables the model has such streams itself. finish_share: those that are what the models of finish_as, names
-    or directories, have decoded, which this one is to finish, as many of each: streams of denoisers, and what CoD
-    models decode in one step. sampled_from: name or directory of the denoiser whose sampling, in `sampled_steps`
-    and with `sampled_roughness`, is distilled where `weights.sampled` is above 0, see `distillation`.
-    distribution_base: name or directory of the model whose distribution restored pictures are moved to, where
-    `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that learns
-    them.
+    which the denoiser is trained, on frozen tokens; before it, or always with None, the hyper-encoders learn alone
+    (stage 1). adversarial_from: step from which the discriminator is trained and counts. adversarial_gradient:
+    whether the generator gets the gradient of its adversarial term; in the published code it does not.
+    level_shares: how often each level is drawn in stage 2, or () for evenly. freeze_denoiser: stage 2 trains what
+    reads the tokens and nothing else, so that whatever else the denoiser restores stays as it is. jump_share: of
+    stage 2's samples, those that are coarse images as DiffC's channel coder tells them instead of tokens, so that
+    the denoiser restores these too; jump_as: the model, name or directory, whose streams these are like, a linear
+    one, and with whose tables the model has such streams itself. finish_share: those that are what the models of
+    finish_as, names or directories, have decoded, which this one is to finish, as many of each: streams of
+    denoisers, and what CoD models decode in one step. sampled_from: name or directory of the denoiser whose
+    sampling, in `sampled_steps` and with `sampled_roughness`, is distilled where `weights.sampled` is above 0, see
+    `distillation`. distribution_base: name or directory of the model whose distribution restored pictures are moved
+    to, where `weights.distribution` is above 0, see `distribution`; fake_learning_rate: that of the copy of it that
+    learns them.
     """
 
     model: OscarConfig = field(default_factory=OscarConfig)
     prior: str = "diffc-xs"
-    restore_from: int = 0
+    restore_from: int | None = 0
     adversarial_from: int = 0
     adversarial_gradient: bool = True
     level_shares: tuple[float, ...] = ()
@@ -323,7 +323,7 @@ S_FINISH = replace(XS_FINISH, model=COD_S, batch=64, steps=5_000, validation_ste
 # The denoiser of diffc-xs, which this one begins as, has one block at stride 4 and two at stride 8, each way.
 OSCAR_TOKENS = OscarTraining(
     model=OscarConfig(denoiser=DenoiserConfig(blocks=(2, 5)), noise_share=0.8), crop=256, scales=(0.85, 1.7), batch=16,
-    steps=900, warmup=40, restore_from=900, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
+    steps=900, warmup=40, restore_from=None, learning_rate=2e-3, decay_share=0.5, average=0.998, weight_decay=0.01,
 )  # fmt: skip
 OSCAR_RESTORE = replace(
     OSCAR_TOKENS, batch=10, steps=1600, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,
