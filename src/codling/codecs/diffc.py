@@ -151,7 +151,7 @@ class DiffCCodec:
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
         if options.score_scale != 1.0 and self._steps(options) == 1:
-            raise ConfigError("score_scale is of pictures that are sampled; give steps above 1 with it")
+            raise ConfigError("score_scale changes nothing in one step; leave it out, or ask for more steps")
         if options.finish is not None and self.backbone.stride != 1:
             raise ConfigError(
                 f"streams of {self.name} are of latents, and what finishes a stream wants pixels; leave out finish"
