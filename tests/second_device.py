@@ -17,6 +17,8 @@ DEVICE = torch.device("cuda", 0)
 TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 # What reads or writes a tensor at places that tensors of the CPU may name.
 AT_PLACES = {Tensor.__getitem__, Tensor.__setitem__}
+# What takes tensors of two devices: a copy, and what moves a module's parameters.
+ACROSS = (Tensor.copy_, Tensor.data.__set__, torch._has_compatible_shallow_copy_type)  # type: ignore[attr-defined]
 
 
 class SecondDevice(TorchFunctionMode):
@@ -35,11 +37,14 @@ class SecondDevice(TorchFunctionMode):
         args, kwargs, asked = _without_device(func, args, kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         there = [_there(tensor) for tensor in (tensors[:1] if func in AT_PLACES else tensors) if tensor.ndim]
-        if func is not Tensor.copy_ and asked is None and len(set(there)) == 2:
+        if func in ACROSS:
+            out = func(*args, **kwargs)
+            if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+                _mark(args[0], _there(args[1]))
+            return out
+        if asked is None and len(set(there)) == 2:
             raise RuntimeError(f"{resolve_name(func) or func}: tensors on two devices")
         out = func(*args, **kwargs)
-        if func is Tensor.copy_:
-            return out
         on_device = any(map(_there, tensors)) if asked is None else asked
         if asked is not None and out is not None and any(out is tensor for tensor in tensors):
             out = out.clone()
@@ -61,7 +66,7 @@ def _without_device(
     """Arguments for the CPU, and whether those asked for the second device; None if they asked for none."""
     found = [kwargs["device"]] if kwargs.get("device") is not None else []
     if func is Tensor.to:
-        found += [arg.device if isinstance(arg, Tensor) else arg for arg in args[1:]]
+        found += [(DEVICE if _there(arg) else "cpu") if isinstance(arg, Tensor) else arg for arg in args[1:]]
         found = [each for each in found if isinstance(each, str | torch.device)]
     if not found:
         return args, kwargs, None
