@@ -15,7 +15,7 @@ from torch import Tensor
 import codling
 from codling.bitstream.container import Stream, pack, unpack
 from codling.codecs.activity_map import Tables
-from codling.codecs.backbones import CoDBackbone, DenoiserBackbone
+from codling.codecs.backbones import DenoiserBackbone
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.calibration import calibrate
 from codling.codecs.chain import Chain
@@ -273,30 +273,6 @@ def test_gaussian_pictures_cost_what_theory_says(linear: DiffCCodec) -> None:
         # A trellis of 1,024 states delivers .88 of its bits; settings, scales and checksums come on top.
         side = 11 + 9 * len(codec.config.levels(level))
         assert best < 8 * len(payload) < 1.15 * best / 0.88 + side
-
-
-def test_conditional_and_unconditional_cod(tiny_codec: CoDCodec) -> None:
-    backbone = CoDBackbone(tiny_codec)
-    image = image_of(noise_picture(80, 112))
-    tables = {conditional: calibrate(backbone, [image], conditional=conditional) for conditional in (True, False)}
-    codec = DiffCCodec(backbone, DiffCConfig(memory=8), tables, name="tiny", model_id=3)
-    base = len(backbone.condition(image))
-    for target in (RateTarget(noise_level=700), RateTarget(max_bytes=base + 30), RateTarget(max_bytes=base - 3)):
-        payload = codec.encode(image, target)
-        assert (payload[0] == 0) == (target.max_bytes == base - 3)
-        decoded = codec.decode(payload, height=80, width=112, options=DecodeOptions(steps=2))
-        assert decoded.shape == image.shape
-        assert decoded.isfinite().all()
-    only = DiffCCodec(backbone, DiffCConfig(memory=8), {True: tables[True]}, name="tiny", model_id=3)
-    payload = codec.encode(image, RateTarget(noise_level=700))
-    nothing = codec.decode(b"", height=80, width=112, options=FAITHFUL)
-    for size in (*range(4), base):
-        assert torch.equal(codec.decode(payload[:size], height=80, width=112, options=FAITHFUL), nothing)
-        with pytest.raises(FormatError, match="ends inside its condition"):
-            only.decode(payload[:size], height=80, width=112, options=FAITHFUL)
-    assert not torch.equal(codec.decode(payload[: base + 1], height=80, width=112, options=FAITHFUL), nothing)
-    with pytest.raises(ModelError, match="not calibrated without its condition"):
-        only.encode(image, RateTarget(max_bytes=base - 3))
 
 
 def test_checksums_forgive_rounding_and_nothing_else() -> None:
