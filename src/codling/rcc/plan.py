@@ -202,7 +202,7 @@ def frequency_bands(edges: np.ndarray, height: int, width: int, *, part: tuple[i
     last band whose edge is not above it. With edge e that is j >= W sqrt(4 e^2 / 8192^2 - (i / H)^2).
     """
     rows, columns = part or (height, width)
-    # A row takes some 50 us, and a malformed file may claim millions of them.
+    # A row takes tens of microseconds, and a malformed file may claim millions of them.
     if rows > columns:
         return np.ascontiguousarray(frequency_bands(edges, width, height, part=(columns, rows)).T)
     places, out = np.arange(columns), []

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codling.configuration import differences, to_dict
 from codling.errors import ConfigError
 from codling.models.denoiser import Denoiser
 from codling.models.oscar import Oscar
 from codling.models.wiener import fit_spectrum
-from codling.training.run import NAMED, Run
+from codling.training.run import Run
 from codling.weights.catalogue import CONFIG, model_id, read_config
 from codling.weights.registry import load_network, locate
 from codling.weights.store import KINDS, Manifest, load_parts
@@ -69,11 +68,9 @@ def read_beginning(run: Run[Any], model: str) -> Beginning:
             f"training cannot begin from {origin}: it is of kind {manifest.kind!r} and the recipe trains {wanted!r}; "
             "name a model of that kind, or another recipe"
         )
-    shapes = ({name: to_dict(config)[name] for name in run.shape} for config in (manifest.config, run.config.model))
-    if differing := differences(*shapes, where="model"):
-        more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    if differing := run.differing(manifest.config):
         raise ConfigError(
-            f"training cannot begin from {origin}: {', '.join(differing[:NAMED])}{more}; name another model, or --set "
-            "these of the recipe as the model has them"
+            f"training cannot begin from {origin}: {differing}; name another model, or --set these of the recipe as "
+            "the model has them"
         )
     return Beginning(origin, load_parts(directory, device=torch.device("cpu")).model.state_dict())

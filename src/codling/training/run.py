@@ -214,15 +214,22 @@ class Run(ABC, Generic[C]):
         state = checkpoint.read(path, device=self.device)
         mismatch = f"{path} was trained with another model configuration"
         try:
-            saved = from_dict(type(self.config), state["config"])
+            saved: Any = from_dict(type(self.config), state["config"])
         except ConfigError as error:
             raise ConfigError(f"{mismatch} ({error}); use another output directory") from error
         same = checkpoint.shapes(state["model"]) == checkpoint.shapes(self.model.state_dict())
         if self.networks(saved) != self.networks(self.config) or not same:
-            models = (to_dict(config)["model"] for config in (saved, self.config))
-            found = ", ".join(differences(*models, where="model")[:NAMED])
-            raise ConfigError(f"{mismatch} ({found or 'its weights differ'}); use another output directory")
+            found = self.differing(saved.model) or "a network that only training has differs"
+            raise ConfigError(f"{mismatch} ({found}); use another output directory")
         return state
+
+    def differing(self, model: Any) -> str:
+        """Which settings of a model's configuration, of those that weights depend on, are not this run's, or ""."""
+        own: Any = self.config
+        shapes = ({name: to_dict(config)[name] for name in self.shape} for config in (model, own.model))
+        found = differences(*shapes, where="model")
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        return ", ".join(found[:NAMED]) + more
 
     def averaged_model(self) -> Any:
         """A copy of the model with the averaged weights, for decoding; all processes must take part."""
