@@ -14,6 +14,7 @@ from codling.models.condition_codec import ConditionCodecConfig
 from codling.models.dit import TransformerConfig
 from codling.weights.registry import load_codec
 from codling.weights.store import Parts, save_model
+from tests.perceptual_networks import no_networks, random_networks, stored_networks  # noqa: F401
 
 # Workers side by side take a thread each, instead of waiting for each other's.
 if "PYTEST_XDIST_WORKER" in os.environ:

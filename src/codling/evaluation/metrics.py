@@ -3,16 +3,23 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from codling.configuration import suggest
-from codling.errors import CodlingError, ConfigError, ImageError
+from codling.errors import CodlingError, ConfigError, ImageError, ModelError
 from codling.evaluation.similarity import gmsd, haarpsi
 from codling.swd import swd
 
+if TYPE_CHECKING:
+    import torch
+
+    from codling.perceptual import Perceptual
+
 MS_SSIM_SMALLEST = 161
+# Of pictures that networks look at.
+SMALLEST_SIDE = 32
 
 
 class UnavailableError(CodlingError):
@@ -39,23 +46,27 @@ def ms_ssim(reference: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def lpips(reference: np.ndarray, decoded: np.ndarray, *, network: Literal["alex", "vgg"]) -> float:
-    """LPIPS (Zhang et al. 2018) through torchmetrics, with the network named: "alex" and "vgg" are different scales."""
-    try:
-        from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity as library
+    """LPIPS (Zhang et al. 2018), version 0.1, with the network named: "alex" and "vgg" are different scales."""
+    from codling.perceptual import load_lpips
 
-        return float(library(_unit(reference), _unit(decoded), net_type=network))
-    except (ImportError, OSError) as error:
-        raise UnavailableError(_weights_hint(f"LPIPS with {network}", error)) from error
+    return _seen(lambda device: load_lpips(network, device), reference, decoded)
 
 
 def dists(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """DISTS (Ding et al. 2020) through torchmetrics."""
-    try:
-        from torchmetrics.functional.image.dists import deep_image_structure_and_texture_similarity as library
+    """DISTS (Ding et al. 2020)."""
+    from codling.perceptual import load_dists
 
-        return float(library(_tensor(reference, 255.0), _tensor(decoded, 255.0)))
-    except (ImportError, OSError) as error:
-        raise UnavailableError(_weights_hint("DISTS", error)) from error
+    return _seen(load_dists, reference, decoded)
+
+
+def _seen(load: "Callable[[torch.device], Perceptual]", reference: np.ndarray, decoded: np.ndarray) -> float:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return float(load(torch.device("cpu"))(_unit(decoded), _unit(reference)))
+    except (ModelError, ImageError) as error:
+        raise UnavailableError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ METRICS: Mapping[str, Metric] = {
     "lpips-vgg": Metric("LPIPS (vgg)", lambda a, b: lpips(a, b, network="vgg"), False),
     "dists": Metric("DISTS", dists, False),
 }
+# Metrics with networks whose weights are downloaded once.
+LEARNED_METRICS = ("lpips-alex", "lpips-vgg", "dists")
 # Metrics of whole sets, see `patches`; each comes with the KID of the same patches.
 SET_METRICS = ("fid-64", "fid-256")
 DEFAULT_METRICS = ("psnr", "ms-ssim", "swd")
@@ -110,6 +123,12 @@ def measure(reference: np.ndarray, decoded: np.ndarray, names: tuple[str, ...]) 
     return values
 
 
+def fetch(names: tuple[str, ...]) -> None:
+    """Download what the named metrics need; where it cannot be had, measuring says so."""
+    blank = np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8)
+    measure(blank, blank, tuple(name for name in names if name in LEARNED_METRICS))
+
+
 def _tensor(picture: np.ndarray, divisor: float):  # type: ignore[no-untyped-def]
     import torch
 
@@ -119,8 +138,3 @@ def _tensor(picture: np.ndarray, divisor: float):  # type: ignore[no-untyped-def
 def _unit(picture: np.ndarray):  # type: ignore[no-untyped-def]
     """[-1, 1], which LPIPS expects."""
     return _tensor(picture, 127.5) - 1
-
-
-def _weights_hint(name: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    return f"{name} needs torchvision and weights that it downloads: pip install codling[eval] torchvision ({reason})"

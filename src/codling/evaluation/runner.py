@@ -24,7 +24,7 @@ import numpy as np
 from codling import __version__, swd
 from codling.errors import CodlingError, ConfigError, ImageError
 from codling.evaluation.contenders import Setting
-from codling.evaluation.metrics import METRICS, UnavailableError, check_names, measure
+from codling.evaluation.metrics import METRICS, UnavailableError, check_names, fetch, measure
 from codling.evaluation.patches import SIZES, patch_distances
 from codling.files import PICTURE_SUFFIXES, write_whole
 from codling.pictures import load_picture
@@ -82,7 +82,8 @@ def run(
     had.
     """
     check_names(metrics, over_set=True)
-    # Workers that fetch a hub model at the same time would write to the same files.
+    # Workers that fetch a hub model at the same time would write to the same files, or do so in vain.
+    fetch(metrics)
     for name in dict.fromkeys(name for setting in settings for name in setting.models):
         locate(name)
     each = tuple(name for name in metrics if name in METRICS)

@@ -160,8 +160,8 @@ def oscar_weights() -> dict[str, float]:
     """Weights of the terms of `oscar_run`: in stage 1 `alignment` and `commitment`, in stage 2 the others."""
     return {
         "alignment": 1.0, "commitment": 0.25,
-        "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0, "lpips": 0.0, "dists": 0.0, "dists_edges": 0.0,
-        "sampled": 0.0, "sliced": 0.0, "distribution": 0.0, "adversarial": 0.0,
+        "squared": 1.0, "gradient": 0.0, "pixel": 0.0, "cosine": 0.0, "sampled": 0.0, "sliced": 0.0,
+        "lpips": 0.0, "lpips_alex": 0.0, "dists": 0.0, "dists_edges": 0.0, "distribution": 0.0, "adversarial": 0.0,
     }  # fmt: skip
 
 
