@@ -1,5 +1,6 @@
 """The command line as a user meets it: in processes of its own."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import codling
-from codling.cli.files import plan
+from codling.cli.files import STANDARD, Job, check_jobs, plan
 from codling.cli.main import app
 from codling.errors import CodlingError
 from codling.files import write_whole
@@ -135,6 +136,44 @@ def test_two_inputs_may_not_share_an_output(tmp_path: Path) -> None:
         plan([tmp_path], None, suffixes=(".png", ".jpg"), new_suffix=".roe")
     with pytest.raises(CodlingError, match="name a folder"):
         plan([tmp_path], tmp_path / "x.roe", suffixes=(".png", ".jpg"), new_suffix=".roe")
+
+
+def test_pipes(folder: Path, tiny_directory: Path) -> None:
+    """Standard input to standard output has the bytes that files have, and nothing else."""
+
+    def pipe(command: str, data: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+        words = [sys.executable, "-m", "codling", command, "-", *map(str, arguments)]
+        return subprocess.run(words, input=data, capture_output=True)
+
+    source, target = folder / "in" / "a.png", folder / "a.roe"
+    assert run("encode", source, "-o", target, "-m", tiny_directory).returncode == 0
+    coded = pipe("encode", source.read_bytes(), "-m", tiny_directory, "--json")
+    assert coded.returncode == 0, coded.stderr
+    assert coded.stdout == target.read_bytes()
+    assert json.loads(coded.stderr)[0]["bytes"] == len(coded.stdout)
+    decoded = pipe("decode", coded.stdout, "-m", tiny_directory, "--format", "webp", "--steps", 1)
+    assert decoded.returncode == 0 and b"47 x 33" in decoded.stderr
+    picture = Image.open(io.BytesIO(decoded.stdout))
+    assert (picture.format, picture.size) == ("WEBP", (47, 33))
+    # Files may be at one of the ends, and what is only said goes where it always does.
+    assert pipe("decode", coded.stdout, "-m", tiny_directory, "-o", folder / "b.png").returncode == 0
+    assert Image.open(folder / "b.png").size == (47, 33)
+    assert b"47 x 33" in pipe("info", coded.stdout).stdout
+    failed = pipe("decode", coded.stdout[:-1], "-m", tiny_directory)
+    assert failed.returncode == 1 and failed.stdout == b"" and b"codling: -: " in failed.stderr
+
+
+def test_standard_input_is_one_file_and_terminals_get_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for inputs, output in (([STANDARD, tmp_path], None), ([STANDARD], tmp_path)):
+        with pytest.raises(CodlingError, match="name no other input"):
+            plan(inputs, output, suffixes=(".png",), new_suffix=".roe")
+    jobs = plan([STANDARD], None, suffixes=(".png",), new_suffix=".roe")
+    assert jobs == [Job(STANDARD, STANDARD)]
+    check_jobs(jobs, force=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(CodlingError, match="terminal"):
+        check_jobs(jobs, force=False)
+    check_jobs(plan([STANDARD], tmp_path / "x.roe", suffixes=(".png",), new_suffix=".roe"), force=False)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,8 @@ from PIL import Image
 from codling import api
 from codling.bitstream.container import MAX_PIXELS, CodecId, unpack
 from codling.cli import options
-from codling.cli.files import Job, check_free, check_jobs, plan, run_jobs
+from codling.cli.files import STANDARD, Job, check_free, check_jobs, plan, run_jobs
 from codling.errors import ConfigError
-from codling.files import write_whole
 
 if TYPE_CHECKING:
     from codling.codecs.base import Codec
@@ -54,15 +53,16 @@ def command(
 ) -> None:
     """Decode files."""
     jobs = plan(inputs, output, suffixes=(".roe",), new_suffix=f".{format.lstrip('.')}")
-    for job in jobs:
-        picture_format(job.target)
+    named = {job: Path(f"-.{format.lstrip('.')}") if job.target == STANDARD else job.target for job in jobs}
+    for name in named.values():
+        picture_format(name)
     check_jobs(jobs, force=force)
     codecs: dict[tuple[int, CodecId], Codec] = {}
     finisher = None if finish is None else api.load_finisher(finish, device=device)
 
     def work(job: Job) -> dict[str, Any]:
         check_free([job.target], force=force)
-        data = job.source.read_bytes()
+        data = job.read()
         stream = unpack(data, max_pixels=max_pixels)
         key = (stream.model_id, stream.codec)
         codecs[key] = codecs.get(key) or api.load_for(stream, model=model, device=device)
@@ -80,7 +80,7 @@ def command(
             max_pixels=max_pixels,
         )
         seconds = time.perf_counter() - begin
-        write_whole(job.target, picture_bytes(image, job.target), force=force)
+        job.write(picture_bytes(image, named[job]), force=force)
         used = len(data) if upto_bytes is None else min(upto_bytes, len(data))
         return {"width": image.width, "height": image.height, "bytes": used, "seconds": seconds}
 

@@ -9,9 +9,9 @@ import typer
 from codling import api
 from codling.bitstream.container import MAX_PIXELS
 from codling.cli import options
-from codling.cli.files import Job, check_free, check_jobs, plan, run_jobs
+from codling.cli.files import STANDARD, Job, check_free, check_jobs, plan, run_jobs
 from codling.errors import ConfigError
-from codling.files import PICTURE_SUFFIXES, write_whole
+from codling.files import PICTURE_SUFFIXES
 
 
 class Keep(StrEnum):
@@ -70,7 +70,7 @@ def command(
         check_free([job.target], force=force)
         begin = time.perf_counter()
         data = api.encode(
-            job.source,
+            job.read() if job.source == STANDARD else job.source,
             model=coder,
             max_bytes=max_bytes,
             bpp=bpp,
@@ -81,7 +81,7 @@ def command(
             max_pixels=max_pixels,
         )
         seconds = time.perf_counter() - begin
-        write_whole(job.target, data, force=force)
+        job.write(data, force=force)
         said = api.info(data, max_pixels=max_pixels)
         return {
             "width": said.width,

@@ -1,4 +1,4 @@
-"""Many files through one function: inputs and folders, failures counted."""
+"""Many files through one function: inputs and folders, or standard input and output; failures counted."""
 
 import json
 import sys
@@ -13,6 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from codling.errors import CodlingError
+from codling.files import write_whole
+
+# In the place of a file: standard input, or output.
+STANDARD = Path("-")
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,29 @@ class Job:
     source: Path
     target: Path
 
+    def read(self) -> bytes:
+        return sys.stdin.buffer.read() if self.source == STANDARD else self.source.read_bytes()
+
+    def write(self, data: bytes, *, force: bool) -> None:
+        if self.target == STANDARD:
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+        else:
+            write_whole(self.target, data, force=force)
+
 
 def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], new_suffix: str) -> list[Job]:
     """Pair inputs with outputs. Folders are searched with all their subfolders, whose structure the output keeps.
 
     output: None puts each result beside its source; a path ending in a suffix names the one result; else a folder.
+    What is read from standard input goes to standard output unless there is one.
     Raises CodlingError on a folder with nothing in it, and on two inputs that would share an output.
     """
     wanted = tuple(suffixes)
     pairs: list[tuple[Path, Path]] = []
     for given in inputs:
+        if given == STANDARD and (len(inputs) > 1 or (output is not None and output != STANDARD and not output.suffix)):
+            raise CodlingError("standard input (-) is one file: name no other input, and the file to write with -o")
         if given.is_dir():
             found = sorted(p for p in given.rglob("*") if p.suffix.lower() in wanted and p.is_file())
             if not found:
@@ -40,13 +57,13 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
         else:
             pairs.append((given, Path(given.name)))
 
-    one_file = output is not None and output.suffix and not output.is_dir()
+    one_file = output is not None and (output == STANDARD or (output.suffix and not output.is_dir()))
     if one_file and len(pairs) > 1:
         raise CodlingError(f"{len(pairs)} files cannot all be written to {output}; name a folder")
     jobs = []
     for source, relative in pairs:
         if output is None:
-            target = source.with_suffix(new_suffix)
+            target = STANDARD if source == STANDARD else source.with_suffix(new_suffix)
         else:
             target = output if one_file else output / relative.with_suffix(new_suffix)
         jobs.append(Job(source, target))
@@ -60,7 +77,7 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
 
 def check_free(targets: Iterable[Path], *, force: bool) -> None:
     """Raises CodlingError, before any work, if files to write exist and `force` is not set."""
-    existing = [] if force else [target for target in targets if target.exists()]
+    existing = [] if force else [target for target in targets if target != STANDARD and target.exists()]
     if existing:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         verb = "exist" if others else "exists"
@@ -69,8 +86,10 @@ def check_free(targets: Iterable[Path], *, force: bool) -> None:
 
 def check_jobs(jobs: list[Job], *, force: bool) -> None:
     """`check_free` where not one of the jobs can be done. Else those that cannot fail one by one and the others are
-    done, so that a folder that was interrupted goes on."""
-    if all(job.target.exists() for job in jobs):
+    done, so that a folder that was interrupted goes on. Raises CodlingError, too, where a terminal would get a file."""
+    if any(job.target == STANDARD for job in jobs) and sys.stdout.isatty():
+        raise CodlingError("standard output is a terminal, which is no place for a file; name one with -o")
+    if all(job.target != STANDARD and job.target.exists() for job in jobs):
         check_free((job.target for job in jobs), force=force)
 
 
@@ -81,11 +100,14 @@ def run_jobs(
     as_json: bool,
     quiet: bool,
     describe: Callable[[dict[str, Any]], str],
+    writes: bool = True,
 ) -> None:
     """Do every job, report each, and exit with status 1 if any failed.
 
-    `work` returns a row for the report. With `as_json` all rows are printed as one JSON list on stdout.
+    `work` returns a row for the report. With `as_json` all rows are printed as one JSON list. The report goes to
+    standard output, or to standard error where the jobs write (`writes`) a file there.
     """
+    report = sys.stderr if writes and any(job.target == STANDARD for job in jobs) else sys.stdout
     console = Console(stderr=True)
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -104,9 +126,9 @@ def run_jobs(
                 print(f"codling: {job.source}: warning: {warning.message}", file=sys.stderr)
         rows.append(row)
         if "error" not in row and not quiet and not as_json:
-            print(describe(row))
+            print(describe(row), file=report)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2), file=report)
     if failed:
         if len(jobs) > 1:
             print(f"codling: {failed} of {len(jobs)} files failed", file=sys.stderr)

@@ -14,7 +14,7 @@ def command(inputs: options.Inputs, max_pixels: options.MaxPixels = MAX_PIXELS, 
     jobs = plan(inputs, None, suffixes=(".roe",), new_suffix=".roe")
 
     def work(job: Job) -> dict[str, Any]:
-        return dataclasses.asdict(api.info(job.source.read_bytes(), max_pixels=max_pixels))
+        return dataclasses.asdict(api.info(job.read(), max_pixels=max_pixels))
 
     def describe(row: dict[str, Any]) -> str:
         model = row["model"] or "not here"
@@ -24,4 +24,4 @@ def command(inputs: options.Inputs, max_pixels: options.MaxPixels = MAX_PIXELS, 
             f"{row['bpp']:.4f} bpp, codec {row['codec']}, model {row['model_id']} ({model}){sections}"
         )
 
-    run_jobs(jobs, work, as_json=json, quiet=False, describe=describe)
+    run_jobs(jobs, work, as_json=json, quiet=False, describe=describe, writes=False)

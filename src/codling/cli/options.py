@@ -7,10 +7,15 @@ import typer
 
 from codling.weights.catalogue import Precision
 
-Inputs = Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)]
+Inputs = Annotated[list[Path], typer.Argument(help="Files and folders, or - for standard input.", show_default=False)]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File or folder; by default beside each input.", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        help="File or folder, or - for standard output; by default beside each input.",
+        show_default=False,
+    ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from `codling models`, or a model's directory.")]
 StoredPrecision = Annotated[Precision, typer.Option(help="Of the stored weights: float32, float16 or int8.")]

@@ -313,7 +313,7 @@ class OscarRun(Run[OscarTraining]):
         decoded = self._decoded(model, images)
         for level, row in enumerate(model.levels):
             psnr, swd = distances(images, decoded[level])
-            scores |= {f"PSNR at level {level} (t {row.time:.2f})": psnr, f"SWD at level {level}": swd}
+            scores |= {f"time of level {level}": row.time, f"PSNR at level {level}": psnr, f"SWD at level {level}": swd}
         for name, (other, _) in self.others.items() if self.restoring else ():
             with self.autocast():
                 drawn = other.draw(images, [(self.config.seed, number) for number in range(len(images))])

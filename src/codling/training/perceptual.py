@@ -18,7 +18,7 @@ SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 def load_perceptual(names: Collection[str], *, device: torch.device) -> dict[str, Distance]:
     """The named distances of `PERCEPTUAL`. Raises ConfigError where a package or weights cannot be had.
 
-    lpips: with VGG-16; lpips_alex: with AlexNet, a fifteenth of the time. dists_edges: DISTS of the pictures' `edges`
+    lpips: with VGG-16; lpips_alex: with AlexNet, a twentieth of the operations. dists_edges: DISTS of the `edges`
     (published OSCAR has both).
     """
     try:
