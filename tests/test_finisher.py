@@ -19,6 +19,7 @@ from codling.training.cod_run import CoDRun
 from codling.training.data import load_pictures, training_batch
 from codling.training.draws import step_generator
 from codling.training.loop import train
+from codling.training.recipes import published_weights
 from codling.training.sliced import sliced
 from codling.training.terms import Draws, finisher_step
 from codling.weights.registry import load_network
@@ -110,14 +111,14 @@ def draws_for(photos: Tensor, places: range) -> Draws:
 def test_the_terms_are_those_of_what_is_decoded() -> None:
     model, photos = trained(), torch.cat([image(64, 64, seed=seed) for seed in range(4)])
     draws = draws_for(photos, range(4))
-    terms = finisher_step(model, photos, draws).terms
+    terms = finisher_step(model, photos, draws, {}).terms
     condition = model.condition_codec.decode(model.condition_codec.encode(photos))
     one_step = draws.noise + model.velocity(draws.noise, torch.zeros(4), condition)
     made = model.finish(one_step, draws.noise, condition)
     assert terms["finished"].item() == pytest.approx((made - photos).square().mean().item(), rel=1e-4)
     assert terms["sliced"].item() == pytest.approx(sliced(made, photos, step_generator(1, 0)).item(), rel=1e-4)
     # Two processes have the whole's terms as the mean of theirs.
-    halves = [finisher_step(model, photos[list(p)], draws_for(photos[list(p)], p)).terms for p in
+    halves = [finisher_step(model, photos[list(p)], draws_for(photos[list(p)], p), {}).terms for p in
               (range(2), range(2, 4))]  # fmt: skip
     for name, term in terms.items():
         assert term.item() == pytest.approx((halves[0][name] + halves[1][name]).item() / 2, rel=1e-4), name
@@ -136,6 +137,22 @@ def test_the_finisher_learns_and_nothing_else_does(pictures: Path) -> None:
     pair = [np.asarray(picture) for picture in found[:2]]
     assert {"PSNR finished", "SWD finished"} <= set(run.validate(pair))
     assert len(run.samples(pair)) == 5
+
+
+def test_learned_distances_count_where_they_have_a_weight(pictures: Path, random_networks: object) -> None:
+    photos = torch.cat([image(64, 64, seed=seed) for seed in range(4)])
+    found = {}
+    for weight in (0.0, 2.0):
+        weights = {**published_weights(), "lpips_alex": weight}
+        run = CoDRun(tiny_run(pictures, model=with_finisher(), finish=True, weights=weights), CPU)
+        run.model.load_state_dict(trained().state_dict())
+        loss, found[weight] = run.loss(photos)
+        others = sum(published_weights()[name] * found[weight][name].item() for name in ("finished", "sliced"))
+        learned = found[weight].get("lpips_alex", torch.zeros(())).item()
+        assert loss.item() == pytest.approx(others + weight * learned, rel=1e-5)
+        assert learned > 0 if weight else "lpips_alex" not in found[weight]
+        loss.backward()
+        assert float(run.model.finisher.last.weight.grad.abs().max()) > 0
 
 
 def test_a_run_of_it_is_resumed_to_the_same_weights(pictures: Path, tmp_path: Path) -> None:

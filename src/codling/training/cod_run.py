@@ -18,6 +18,7 @@ from codling.training.averages import CodebookAverage, WeightAverage
 from codling.training.beginning import begin_denoiser
 from codling.training.checkpoint import gathered
 from codling.training.engine import Engine
+from codling.training.perceptual import PERCEPTUAL, load_perceptual
 from codling.training.recipes import TrainingConfig
 from codling.training.run import Run
 from codling.training.terms import (
@@ -43,13 +44,16 @@ from codling.training.validation import (
 
 
 class CoDRun(Run[TrainingConfig]):
-    """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook."""
+    """A CoD model with its heads, its teacher, its autoencoder and the running means of its codebook; where their terms
+    count, the networks of perceptual distances."""
 
     shape = ("condition", "transformer", "convolution", "finisher", "finisher_noise", "sigma_data", "null", "space")
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.autoencoder = load_autoencoder(config, device)
         self.teacher = load_teacher(config.teacher, device=device)
+        looked_at = [name for name in PERCEPTUAL if config.finish and config.weights.get(name, 0) > 0]
+        self.perceptual = load_perceptual(looked_at, device=device)
         used = ["finished", "sliced"] if config.finish else [*ALWAYS]
         used += ["one_step"] if config.one_step_pass else []
         used += ["alignment", "codec_alignment"] if self.teacher else []
@@ -136,7 +140,7 @@ class CoDRun(Run[TrainingConfig]):
         )
         with self.autocast():
             if config.finish:
-                result = finisher_step(self.model, image, draws)
+                result = finisher_step(self.model, image, draws, self.perceptual)
             else:
                 taught = self._taught(image)
                 result = cod_step(self.model, self.head, image, state, draws, self.objective, teacher_features=taught)

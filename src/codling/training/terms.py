@@ -3,7 +3,7 @@
 flow: |v - (x_1 - x_0)|^2 with logit-normal times (rectified flow); a share of the samples may sit at t = 0, where the
     same term is the one-step reconstruction error (one reading of unified post-training).
 finished: |finish(x_0 + v(x_0, 0)) - x_1|^2, where the finisher learns; sliced: how far its textures are from the true
-    ones, see `sliced`.
+    ones, see `sliced`; lpips, lpips_alex, dists: distances from it, see `perceptual`.
 one_step: |x_0 + v(x_0, 0) - x_1|^2, a second pass of the same noise at t = 0 (the other reading, that of the published
     code).
 reconstruction: |head(condition) - x_1|^2, the auxiliary state read off the condition map.
@@ -25,11 +25,12 @@ from codling.errors import ConfigError
 from codling.models.cod import CoD
 from codling.training.alignment import Projection, misalignment
 from codling.training.draws import noise_like, step_generator
+from codling.training.perceptual import Distance
 from codling.training.sliced import sliced
 
 TERMS = (
-    "flow", "finished", "sliced", "one_step", "reconstruction", "alignment", "codec_alignment", "commitment",
-    "codebook",
+    "flow", "finished", "sliced", "lpips", "lpips_alex", "dists", "one_step", "reconstruction", "alignment",
+    "codec_alignment", "commitment", "codebook",
 )  # fmt: skip
 ALWAYS = ("flow", "reconstruction", "commitment", "codebook")
 
@@ -175,8 +176,8 @@ def cod_step(
     return StepResult(terms, features.detach().float(), quantised.indices, ~draws.null)
 
 
-def finisher_step(model: CoD, image: Tensor, draws: Draws) -> StepResult:
-    """The terms of the finisher for images (B, 3, H, W): all else of the model stays as it is."""
+def finisher_step(model: CoD, image: Tensor, draws: Draws, perceptual: Mapping[str, Distance]) -> StepResult:
+    """The terms of the finisher for images (B, 3, H, W), with these named distances: all else of the model stays."""
     with torch.no_grad():
         features = model.condition_codec.encoder(image)
         quantised = model.condition_codec.quantiser(features)
@@ -186,6 +187,7 @@ def finisher_step(model: CoD, image: Tensor, draws: Draws) -> StepResult:
     with torch.autocast(image.device.type, enabled=False):
         made = made.float()
         terms = {"finished": F.mse_loss(made, image), "sliced": sliced(made, image, draws.directions)}
+        terms |= {name: distance(made, image) for name, distance in perceptual.items()}
     return StepResult(terms, features.float(), quantised.indices, ~draws.null)
 
 
