@@ -22,8 +22,9 @@ from codling.training.cod_run import CoDRun
 from codling.training.data import load_pictures, training_batch
 from codling.training.export import export_run
 from codling.training.loop import train
-from codling.training.recipes import published_weights
-from codling.training.terms import Draws, Objective, cod_step, total
+from codling.training.perceptual import PERCEPTUAL
+from codling.training.recipes import oscar_weights, published_weights
+from codling.training.terms import TERMS, Draws, Objective, cod_step, total
 from tests.conftest import noise_picture, tiny_config, tiny_model
 from tests.training import CPU, tiny_run
 
@@ -114,6 +115,11 @@ def test_the_added_one_step_term_is_the_error_of_what_is_decoded_and_is_learned(
     image = training_batch(load_pictures(pictures, crop=64).pictures, 0, batch=4, crop=64, seed=0)
     errors = [run.train_step(image)["one_step"] for _ in range(30)]
     assert np.mean(errors[-3:]) < 0.95 * np.mean(errors[:3])
+
+
+def test_every_term_has_a_weight_to_set() -> None:
+    assert set(published_weights()) == set(TERMS)
+    assert set(PERCEPTUAL) <= set(oscar_weights())
 
 
 def test_terms_that_a_run_has_need_a_weight(pictures: Path) -> None:

@@ -20,7 +20,8 @@ def published_weights() -> dict[str, float]:
     """Weights of the published objective: the quantiser's loss counts 0.25, its codebook part 0.25 of that."""
     return {
         "flow": 1.0, "one_step": 1.0, "reconstruction": 1.0, "alignment": 0.5, "codec_alignment": 0.5,
-        "commitment": 0.25, "codebook": 0.0625, "finished": 1.0, "sliced": 0.7,
+        "commitment": 0.25, "codebook": 0.0625, "finished": 1.0, "sliced": 0.7, "lpips": 0.0, "lpips_alex": 0.0,
+        "dists": 0.0,
     }  # fmt: skip
 
 
