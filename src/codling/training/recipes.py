@@ -313,6 +313,8 @@ XS_FINISH = replace(
     XS_FLOW, finish=True, crop=256, batch=10, steps=1000, warmup=20, learning_rate=5e-4, decay_share=0.7, average=0.99,
     null_condition=0.0, one_step_share=0.0,
 )  # fmt: skip
+# A last stage where weights of AlexNet can be had, from a model: `--from`.
+XS_LPIPS = replace(XS_FINISH, steps=260, average=0.98, weights={**XS_FINISH.weights, "lpips_alex": 0.035})
 S_256 = replace(
     XS_CODEC, model=COD_S, crop=256, batch=128, steps=60_000, learning_rate=5e-4, decay_share=0.2,
     average=0.999, null_condition=0.1, quantise_from=500, denoise_from=0, validation_steps=(1, 25),
@@ -330,6 +332,10 @@ OSCAR_RESTORE = replace(
     OSCAR_TOKENS, batch=10, steps=1600, restore_from=0, learning_rate=7e-4, decay_share=0.6, average=0.99,
     jump_share=0.4, finish_share=0.3, weights={**oscar_weights(), "squared": 0.5, "sliced": 20.0},
 )  # fmt: skip
+OSCAR_LPIPS = replace(
+    OSCAR_RESTORE, steps=330, warmup=20, learning_rate=5e-4, decay_share=0.7, average=0.98,
+    weights={**OSCAR_RESTORE.weights, "squared": 0.7, "lpips_alex": 1.0},
+)  # fmt: skip
 # The published objective of stage 2, on our network and schedule: no level counts more than another, nothing but tokens
 # is restored, and the adversary, though its score is in the loss, gives no gradient.
 OSCAR_PUBLISHED = replace(
@@ -346,12 +352,14 @@ RECIPES: dict[str, RunConfig] = {
     "cod-xs-codec": XS_CODEC,
     "cod-xs-flow": XS_FLOW,
     "cod-xs-finish": XS_FINISH,
+    "cod-xs-lpips": XS_LPIPS,
     "diffc-xs": DenoiserTraining(
         crop=256, scales=(0.85, 1.7), batch=10, steps=8000, learning_rate=2e-3, decay_share=0.5, average=0.998,
         weight_decay=0.01, warmup=150,
     ),
     "oscar-s-tokens": OSCAR_TOKENS,
     "oscar-s-restore": OSCAR_RESTORE,
+    "oscar-s-lpips": OSCAR_LPIPS,
     "oscar-s-restore-published": OSCAR_PUBLISHED,
 }  # fmt: skip
 
