@@ -3,7 +3,8 @@
     python examples/shrunk_avif.py 400,600,800 PICTURE...
 
 For each picture and budget, among eleven factors and sixteen qualities, the file of the highest PSNR that is not longer
-than the budget; printed are means over the pictures that have one: bytes, PSNR, MS-SSIM, SWD.
+than the budget; printed are means over the pictures that have one: bytes, PSNR, MS-SSIM, SWD. MS-SSIM needs the extra
+`eval` (pip install 'codling[eval]') and sides over 160 px; a smaller picture makes its mean nan.
 """
 
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from codling.evaluation.contenders import Setting, parse_spec
-from codling.evaluation.metrics import DEFAULT_METRICS, measure, psnr
+from codling.evaluation.metrics import DEFAULT_METRICS, MS_SSIM_SMALLEST, measure, psnr
 from codling.pictures import load_picture
 
 FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
@@ -47,16 +48,30 @@ def best(candidates: list[File], budget: int) -> File | None:
     return max((file for file in candidates if file.bytes <= budget), key=lambda file: file.psnr, default=None)
 
 
+def check_metrics() -> None:
+    """Exit with the reason where a metric cannot be had here: on a picture large enough for all, before any coding."""
+    blank = np.zeros((MS_SSIM_SMALLEST, MS_SSIM_SMALLEST, 3), np.uint8)
+    for value in measure(blank, blank, DEFAULT_METRICS).values():
+        if isinstance(value, str):
+            sys.exit(value)
+
+
+def row(path: Path, chosen: File) -> list[float]:
+    """Bytes and distances of the picture's chosen file; NaN for one that a picture so small has not."""
+    decoded = np.asarray(chosen.setting.decode(chosen.setting.encode(path)))
+    distances = measure(load_picture(path).rgb, decoded, DEFAULT_METRICS).values()
+    return [chosen.bytes, *(np.nan if isinstance(value, str) else value for value in distances)]
+
+
 if __name__ == "__main__":
+    check_metrics()
     budgets, paths = [int(text) for text in sys.argv[1].split(",")], [Path(name) for name in sys.argv[2:]]
     rows: dict[int, list[list[float]]] = {budget: [] for budget in budgets}
     for path in paths:
-        picture, candidates = load_picture(path).rgb, files(path, max(budgets))
+        candidates = files(path, max(budgets))
         for budget, chosen in ((budget, best(candidates, budget)) for budget in budgets):
             if chosen:
-                decoded = np.asarray(chosen.setting.decode(chosen.setting.encode(path)))
-                distances = measure(picture, decoded, DEFAULT_METRICS)
-                rows[budget].append([chosen.bytes, *(float(distances[name]) for name in DEFAULT_METRICS)])
+                rows[budget].append(row(path, chosen))
     for budget, found in rows.items():
         means = "".join(f"{value:9.3f}" for value in np.mean(found, 0)) if found else "  none is so small"
         print(f"within {budget:5} bytes, {len(found)} of {len(paths)} pictures:{means}")

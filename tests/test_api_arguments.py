@@ -72,6 +72,45 @@ def test_rates_are_numbers(asked: dict[str, float], message: str, linear: DiffCC
         codling.encode(noise_picture(20, 30), model=linear, **asked)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "4"}, "steps must be a whole number, got '4'"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"guidance": "1.5"}, "guidance must be a number, got '1.5'"),
+        ({"score_scale": None}, "score_scale must be a number, got None"),
+        ({"finish": codling.load}, "finish must be the name or directory of an OSCAR .* got function"),
+    ],
+)
+def test_options_are_of_their_kind(options: dict[str, object], message: str, tiny_codec: CoDCodec) -> None:
+    data = codling.encode(noise_picture(20, 30), model=tiny_codec)
+    with pytest.raises(ConfigError, match=message):
+        codling.decode(data, model=tiny_codec, **options)  # type: ignore[arg-type]
+
+
+def test_one_rate_at_most(linear: DiffCCodec) -> None:
+    with pytest.raises(RateError, match="at most, got bpp and psnr"):
+        codling.encode(noise_picture(20, 30), model=linear, bpp=0.5, psnr=20.0)
+
+
+def test_a_sampler_of_one_step_is_refused(linear: DiffCCodec) -> None:
+    data = codling.encode(noise_picture(20, 30), model=linear, max_bytes=40)
+    with pytest.raises(ConfigError, match="a sampler changes nothing in one step"):
+        codling.decode(data, model=linear, sampler="heun")
+    assert codling.decode(data, model=linear, sampler="heun", steps=2).size == (30, 20)
+
+
+def test_bytes_of_any_kind_are_a_picture(tiny_codec: CoDCodec) -> None:
+    source = io.BytesIO()
+    Image.fromarray(noise_picture(20, 30)).save(source, "PNG")
+    wanted = codling.encode(source.getvalue(), model=tiny_codec)
+    for given in (bytearray(source.getvalue()), source.getbuffer()):
+        assert codling.encode(given, model=tiny_codec) == wanted
+    with pytest.raises(ImageError, match="of no format that Pillow knows"):
+        codling.encode(b"nothing", model=tiny_codec)
+
+
 def test_numbers_of_numpy_are_numbers(linear: DiffCCodec) -> None:
     picture = noise_picture(20, 30)
     wanted = codling.encode(picture, model=linear, max_bytes=40)

@@ -1,5 +1,6 @@
 """Many pictures at once: the same files and pictures as one by one, with fewer calls of the network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,11 @@ import pytest
 from PIL import Image
 
 import codling
-from codling.bitstream.container import unpack
+from codling.bitstream.container import pack, unpack
 from codling.codecs.cod import CoDCodec
 from codling.codecs.oscar import OscarCodec
 from codling.codecs.oscar_pixel import PixelOscar
-from codling.errors import ConfigError, FormatError, ModelError, RateError
+from codling.errors import ConfigError, FormatError, ImageError, ModelError, RateError
 from codling.evaluation.bench import batch_seconds
 from codling.models.oscar import Oscar
 from tests.conftest import noise_picture
@@ -99,8 +100,10 @@ def test_what_cannot_be_says_so(tiny_codec: CoDCodec, tiny_directory: Path) -> N
         codling.decode_batch([codling.encode(given[0], model=tiny_codec)], model=tiny_codec)
     files = codling.encode_batch(given, model=codec)
     too_few = codling.info(files[0]).header_bytes + 1
-    with pytest.raises(RateError, match=r"picture 1 of 3 of its size: 1 bytes are left .* needs at least"):
+    with pytest.raises(RateError, match=r"picture 1 of 3: 1 bytes are left .* needs at least"):
         codling.encode_batch(given, model=codec, max_bytes=too_few)
+    with pytest.raises(ImageError, match="picture 2 of 2: not a picture"):
+        codling.encode_batch([given[0], b"nothing"], model=codec)
     other = codling.encode(given[0], model=OscarCodec(Squares(), name="other", model_id=77))
     with pytest.raises(ModelError, match="decode it with the model that made it"):
         codling.decode_batch([*files, other], model=codec)
@@ -108,8 +111,13 @@ def test_what_cannot_be_says_so(tiny_codec: CoDCodec, tiny_directory: Path) -> N
     assert isinstance(model, Squares)
     model.decoded = 0
     damaged = files[1][:-3]
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="file 2 of 2: "):
         codling.decode_batch([files[0], damaged], model=codec)
+    # Also where it is the payload that cannot be, of a picture of another size.
+    stream = unpack(codling.encode(noise_picture(40, 72), model=codec))
+    claims_more = pack(replace(stream, payload=b"\xff" + stream.payload[1:]))
+    with pytest.raises(FormatError, match="file 2 of 2: the payload claims level"):
+        codling.decode_batch([files[0], claims_more], model=codec)
     assert model.decoded == 0
 
 

@@ -29,6 +29,9 @@ from tests.tiny_oscar import tiny_oscar
         ("webp:quality=high", "cannot be 'high'"),
         ("webp/0:quality=1", "1 to 128"),
         ("webp:quality", "KEY=VALUE"),
+        ("webp:speed=4", "KEY in quality, method, got 'speed=4'"),
+        ("jpeg:effort=9", "KEY in quality, got 'effort=9'"),
+        ("linear:bytes=250:bytes=800", "bytes is given twice; .* bytes=VALUE,VALUE"),
     ],
 )
 def test_bad_specifications(spec: str, message: str) -> None:

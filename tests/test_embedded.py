@@ -169,12 +169,17 @@ def test_oscar_s_finishes_what_another_model_has_decoded(photos: list[Path]) -> 
 
 
 def test_oscar_s_finishes_what_cod_xs_has_decoded(photos: list[Path]) -> None:
-    """One step more gives what one step lacks in texture, nearer to the photograph than four steps of its own."""
-    original = np.asarray(Image.open(photos[0]).convert("RGB"))
-    data = codling.encode(original)
-    faithful, finished, sampled = (
-        np.asarray(codling.decode(data, **options))  # type: ignore[arg-type]
-        for options in ({"steps": 1}, {"finish": "oscar-s"}, {"steps": 4})
-    )
-    assert swd(original, finished) < 0.8 * swd(original, faithful)
-    assert psnr(original, finished) > psnr(original, sampled)
+    """One step more gives what one step lacks in texture, nearer to the photograph than four steps of its own, and on
+    average than its own finisher, which has more texture."""
+    nearer = []
+    for photo in photos:
+        original = np.asarray(Image.open(photo).convert("RGB"))
+        data = codling.encode(original)
+        faithful, finished, sampled, default = (
+            np.asarray(codling.decode(data, **options))  # type: ignore[arg-type]
+            for options in ({"steps": 1}, {"finish": "oscar-s"}, {"steps": 4}, {})
+        )
+        assert swd(original, finished) < 0.8 * swd(original, faithful)
+        assert psnr(original, finished) > psnr(original, sampled)
+        nearer.append(psnr(original, finished) - psnr(original, default))
+    assert np.mean(nearer) > 0

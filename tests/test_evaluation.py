@@ -17,7 +17,6 @@ from codling import api
 from codling.cli.main import app
 from codling.errors import CodlingError, ConfigError, ImageError, RateError
 from codling.evaluation import runner
-from codling.evaluation.bench import bench
 from codling.evaluation.contenders import Setting, parse_spec
 from codling.evaluation.patches import patch_distances, patches
 from codling.evaluation.report import build
@@ -340,8 +339,3 @@ def test_an_unknown_device_is_said_at_once(images: Path, tmp_path: Path) -> None
     arguments = ["eval", "--images", str(images), "--codec", "linear:bytes=90", "--out", str(tmp_path)]
     error = CliRunner().invoke(app, [*arguments, "--device", "tpu"]).exception
     assert 'device must be "auto", "cpu" or "cuda"' in str(error)
-
-
-def test_the_speed_table_says_which_models_it_is_of() -> None:
-    with pytest.raises(ConfigError, match="model linear is of codec diffc, wanted one of codec cod, like cod-xs"):
-        next(bench("linear", []))

@@ -84,3 +84,21 @@ def test_the_best_shrunk_avif_keeps_its_budget(
     assert shrunk.best(found, min(file.bytes for file in found) - 1) is None
     shorter = shrunk.files(tmp_path / "x.png", min(file.bytes for file in found))
     assert [file.bytes for file in shorter] == [min(file.bytes for file in found)]
+
+
+def test_the_best_shrunk_avif_says_what_it_needs_before_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrunk = example("shrunk_avif")
+    shrunk.check_metrics()
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    with pytest.raises(SystemExit, match=r"MS-SSIM needs pytorch-msssim: pip install 'codling\[eval\]'"):
+        shrunk.check_metrics()
+
+
+def test_a_shrunk_picture_too_small_for_a_metric_has_the_others(photos: list[Path], tmp_path: Path) -> None:
+    shrunk = example("shrunk_avif")
+    Image.open(photos[0]).convert("RGB").resize((96, 64)).save(tmp_path / "x.png")
+    (setting,) = shrunk.parse_spec("avif/2:quality=30")
+    size, decibel, ms_ssim, swd = shrunk.row(tmp_path / "x.png", shrunk.File(600, 25.0, setting))
+    assert size == 600
+    assert np.isnan(ms_ssim)
+    assert np.isfinite([decibel, swd]).all()

@@ -12,14 +12,17 @@ import codling
 from codling.bitstream.bits import packed_size
 from codling.bitstream.container import CodecId, unpack
 from codling.bitstream.index_tables import fit_index_model
+from codling.codecs import oscar_pixel
 from codling.codecs.base import DecodeOptions, RateTarget
 from codling.codecs.cod import CoDCodec
 from codling.codecs.oscar import GAIN_STEP, OscarCodec
+from codling.codecs.oscar_pixel import PixelOscar
 from codling.errors import ConfigError, RateError
 from codling.models.rate_levels import OscarModel, RateLevel, Tokens
 from tests.conftest import noise_picture
 from tests.oscar_stand_in import Squares, index_tables, squares_codec
 from tests.test_cli import run
+from tests.tiny_oscar import tiny_oscar
 
 SIZES = [(1, 1), (1, 17), (3, 200), (64, 64), (65, 130)]
 
@@ -125,6 +128,15 @@ def test_bits_a_pixel_and_levels_of_files(tmp_path: Path) -> None:
             codec.encode(image_of(picture), target)
 
 
+def test_what_is_padded_lies_right_and_below() -> None:
+    """The picture's own corner is the top left one, so what comes back lies where it was."""
+    picture = np.zeros((65, 130, 3), np.uint8)
+    picture[:8, :8] = 255
+    picture[40:48, 80:88] = 136
+    found = np.asarray(codling.decode(codling.encode(picture, model=squares_codec(), level=2), model=squares_codec()))
+    assert np.array_equal(found, picture)
+
+
 def test_codecs_without_levels_say_so(tiny_codec: CoDCodec, tmp_path: Path) -> None:
     with pytest.raises(RateError, match="one rate a picture"):
         codling.encode(noise_picture(20, 20), model=tiny_codec, level=1)
@@ -145,8 +157,31 @@ def test_choices_that_one_step_does_not_have_are_refused() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             codling.decode(data, model=codec, **options)
+
+
+def test_the_noise_that_a_level_adds_is_no_choice_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn once for all, so a seed changes nothing; another draw would change the picture."""
+    codec = OscarCodec(PixelOscar(tiny_oscar()), name="tiny", model_id=1)
+    data = codling.encode(noise_picture(40, 40), model=codec, level=0)
     once, again = (np.asarray(codling.decode(data, model=codec, steps=1, seed=seed)) for seed in (0, 5))
     assert np.array_equal(once, again)
+    monkeypatch.setattr(oscar_pixel, "GRAIN_STREAM", oscar_pixel.GRAIN_STREAM - 1)
+    assert not np.array_equal(np.asarray(codling.decode(data, model=codec)), once)
+
+
+def test_a_budget_takes_a_lower_level_where_gains_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = squares_codec(gains=True)
+    picture, latent = noise_picture(40, 40), codec.model.encode
+
+    def encode(image: torch.Tensor, level: int) -> Tokens:
+        tokens = latent(image, level)
+        return tokens if level < 2 else Tokens(tokens.indices, torch.full((1, 3), 9.0))
+
+    monkeypatch.setattr(codec.model, "encode", encode)
+    with pytest.raises(RateError, match="wanted between"):
+        codling.encode(picture, model=codec, level=2)
+    data = codling.encode(picture, model=codec, max_bytes=1000)
+    assert data == codling.encode(picture, model=codec, level=1)
 
 
 def test_gains_out_of_range_or_of_another_number_are_refused() -> None:

@@ -13,16 +13,18 @@ import codling
 from codling.errors import ConfigError, ModelError, RateError
 from codling.models.hyper_codec import HyperCodecConfig, Stack
 from codling.models.oscar import OscarConfig
+from codling.training.beginning import begin
 from codling.training.draws import spread
 from codling.training.engine import Engine
-from codling.training.export import export_run, oscar_parts
+from codling.training.export import export_run
 from codling.training.log import LOG, read
 from codling.training.loop import CHECKPOINT, train
 from codling.training.oscar_run import OscarRun
 from codling.training.oscar_terms import Restored
 from codling.training.recipes import oscar_weights
+from codling.weights.store import Parts, save_model
 from tests.conftest import noise_picture
-from tests.tiny_oscar import CPU, image, tiny_oscar, tiny_run
+from tests.tiny_oscar import CONFIG, CPU, image, tiny_oscar, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,8 @@ def test_validation_scores_what_is_told_and_what_is_finished(pictures: Path) -> 
     run = OscarRun(tiny_run(pictures, jump_share=0.3, finish_share=0.3, crop=48), CPU)
     run.step = run.config.restore_from or 0
     scores = run.validate([noise_picture(64, 64, seed=seed) for seed in range(2)])
-    for name in ("linear", "diffc-xs"):
+    assert list(run.others) == ["linear", "diffc-xs", "cod-xs"]
+    for name in run.others:
         assert np.isfinite(scores[f"PSNR told as by {name}"]) and scores[f"SWD told as by {name}"] > 0
 
 
@@ -275,12 +278,16 @@ def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
         tiny_run(pictures, jump_share=0.2, finish_share=0.2, finish_as=("diffc-xs", "linear"))
     with pytest.raises(ConfigError, match="needs models in finish_as"):
         tiny_run(pictures, finish_share=0.2, finish_as=())
+    with pytest.raises(ConfigError, match="in finish_as, each of them once, got diffc-xs, linear, diffc-xs"):
+        tiny_run(pictures, finish_share=0.2, finish_as=("diffc-xs", "linear", "diffc-xs"))
+    with pytest.raises(ConfigError, match="sampled_steps must be at least 1, got 0"):
+        tiny_run(pictures, sampled_steps=0)
     with pytest.raises(ConfigError, match="noise_share must be above 0"):
         OscarConfig(noise_share=0.0)
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
         OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="diffc-xs", finish_as=("linear",)), CPU)
     with pytest.raises(ConfigError, match="jump_as wants a model whose steps need no network"):
-        oscar_parts(OscarRun(tiny_run(pictures, jump_as="diffc-xs"), CPU), tiny_oscar(), 1)
+        OscarRun(tiny_run(pictures, jump_as="diffc-xs"), CPU)
     with pytest.raises(ConfigError, match="a denoiser of pixels without a condition, got 'cod-xs'"):
         OscarRun(tiny_run(pictures, jump_share=0.5, jump_as="cod-xs", finish_as=("diffc-xs",)), CPU)
     with pytest.raises(ModelError, match=r"how far pictures of model .* are off was not measured"):
@@ -295,6 +302,14 @@ def test_bad_settings_are_named(pictures: Path, tiny_directory: Path) -> None:
         OscarRun(tiny_run(pictures, prior="diffc-xs", restore_from=1), CPU).prepare(
             lambda: [np.zeros((64, 64, 3), np.uint8)]
         )
+
+
+def test_a_run_begins_from_models_with_its_share_of_noise_only(pictures: Path, tmp_path: Path) -> None:
+    """The noise fractions of a model's levels, which are not measured again, are of that share."""
+    save_model(tmp_path, Parts(tiny_oscar()))
+    begin(OscarRun(tiny_run(pictures), CPU), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"model.noise_share is 1.0, wanted 0.8; name another model"):
+        begin(OscarRun(tiny_run(pictures, model=replace(CONFIG, noise_share=0.8)), CPU), str(tmp_path))
 
 
 def test_an_exported_run_codes_at_every_level_and_within_a_budget(pictures: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """LPIPS and DISTS against torchmetrics' own, with networks of random weights; published values where weights are."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from codling.errors import ConfigError, ImageError, ModelError
 from codling.evaluation.metrics import measure
 from codling.perceptual import WEIGHTS, L2Pooling, Network, load_dists, load_lpips
 from codling.training.perceptual import PERCEPTUAL, load_perceptual
+from tests.conftest import noise_picture
 from tests.perceptual_networks import NETWORKS, forget
 from tests.training import CPU
 
@@ -70,6 +72,17 @@ def test_distances_are_zero_of_equal_pictures_grow_and_have_a_gradient(
     assert moved.grad is not None and bool(moved.grad.isfinite().all()) and float(moved.grad.abs().max()) > 0
 
 
+@pytest.mark.parametrize(("metric", "name"), [("lpips-alex", "lpips_alex"), ("dists", "dists")])
+def test_what_was_measured_with_can_be_trained_with(random_networks: object, metric: str, name: str) -> None:
+    """The same network, which is kept, in the same process."""
+    one, other = (noise_picture(48, 48, seed=seed) for seed in range(2))
+    assert isinstance(measure(one, other, (metric,))[metric], float)
+    (distance,) = load_perceptual([name], device=CPU).values()
+    first, second = pair()
+    distance(first.requires_grad_(), second).backward()
+    assert first.grad is not None and float(first.grad.abs().max()) > 0
+
+
 def test_bfloat16_around_them_changes_nothing(random_networks: dict[Network, nn.Sequential]) -> None:
     first, second = pair()
     for network in (load_lpips("alex", CPU), load_dists(CPU)):
@@ -101,6 +114,18 @@ def test_metrics_say_what_is_missing(no_networks: Path) -> None:
 def test_training_says_what_is_missing(no_networks: Path) -> None:
     with pytest.raises(ConfigError, match=r"weights.dists cannot count: .*vgg16.*no route.*Set them to 0"):
         load_perceptual(["dists"], device=CPU)
+
+
+def test_only_what_cannot_be_had_is_missing(
+    no_networks: Path, stored_networks: tuple[Path, dict[Network, nn.Sequential]]
+) -> None:
+    """And all of it, with the reason."""
+    alex = Path("hub") / "checkpoints" / Path(WEIGHTS["alex"]).name
+    (no_networks / alex).parent.mkdir(parents=True)
+    shutil.copy(stored_networks[0] / alex, no_networks / alex)
+    assert list(load_perceptual(["lpips_alex"], device=CPU)) == ["lpips_alex"]
+    with pytest.raises(ConfigError, match=r"training: weights.lpips and weights.dists cannot count: .*vgg16.*no route"):
+        load_perceptual(["dists", "lpips_alex", "lpips"], device=CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", "other layers"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import codling
 from codling.cli.main import app
 from codling.errors import ConfigError, ModelError
 from codling.evaluation.metrics import psnr
+from codling.weights.catalogue import WEIGHTS
 from codling.weights.registry import load_codec
 from codling.weights.splitting import PARTS, join, split
-from codling.weights.store import WEIGHTS
 from tests.conftest import noise_picture
 from tests.training import CPU
 
@@ -55,7 +56,7 @@ def test_parts_that_are_damaged_missing_or_of_another_model(tiny_directory: Path
     listed.write_text(json.dumps(dict(reversed(hashes.items()))))
     with pytest.raises(ModelError, match="not those of the model"):
         join(tmp_path / "parts", tmp_path / "joined")
-    assert not list((tmp_path / "joined").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["parts"]
     for content in ("[]", '["model.safetensors.000"]', '{"model.safetensors.000": 3}', "null"):
         listed.write_text(content)
         with pytest.raises(ModelError, match="is not a table of parts"):
@@ -71,14 +72,32 @@ def test_parts_that_are_damaged_missing_or_of_another_model(tiny_directory: Path
         join(tmp_path / "parts", tmp_path / "joined")
     with pytest.raises(ModelError, match=f"has no {PARTS}"):
         join(tiny_directory, tmp_path / "joined")
-    with pytest.raises(ModelError, match="not empty"):
+    with pytest.raises(ConfigError, match="not empty"):
         split(tiny_directory, tmp_path / "parts")
+
+
+def test_what_is_cut_or_joined_appears_whole(
+    tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its last file, a command has written nothing, and can be given again."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for act, source, target in ((split, tiny_directory, "parts"), (join, tmp_path / "parts", "joined")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(shutil, "copyfile", killed)
+            act(source, tmp_path / target)
+        assert not (tmp_path / target).exists()
+        act(source, tmp_path / target)
+    assert load_codec(tmp_path / "joined", name="joined", device=CPU).model_id
 
 
 def test_the_command_line_splits_joins_and_packs(tiny_directory: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.fromarray(noise_picture(50, 70)).save(pictures / "a.png")
+    (pictures / "folder.png").mkdir()
     assert "parts of at most 104,8" in run(
         "weights", "split", tiny_directory, "-o", tmp_path / "parts", "--max-mib", 0.1
     )
@@ -94,5 +113,6 @@ def test_the_command_line_splits_joins_and_packs(tiny_directory: Path, tmp_path:
     small, large = ((tmp_path / name / WEIGHTS).stat().st_size for name in ("packed", "joined"))
     assert small < 0.5 * large
     assert load_codec(tmp_path / "packed", name="packed", device=CPU).model_id
-    with pytest.raises(ConfigError, match="no pictures"):
+    with pytest.raises(ConfigError, match="no picture in"):
         run("weights", "pack", tmp_path / "joined", "-o", tmp_path / "again", "--images", tmp_path / "packed")
+    assert not (tmp_path / "again").exists()

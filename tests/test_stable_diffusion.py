@@ -1,8 +1,10 @@
 """DiffC on Stable Diffusion: its velocity, its importer, and files from the command line; random weights, tiny size."""
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,51 @@ def test_published_text_encoders_keep_a_constant(changed: Path) -> None:
 def test_incomplete_directories(missing: str, message: str, changed: Path) -> None:
     shutil.rmtree(changed / missing)
     with pytest.raises(ModelError, match=message):
+        import_stable_diffusion(str(changed))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def misshape(path: Path) -> None:
+    """The first tensor gets another shape."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    tensors[min(tensors)] = torch.zeros(3, 5, 7)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def overwrite(path: Path) -> None:
+    path.write_text('["nothing"]')
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "message"),
+    [
+        (cut, "text_encoder/model.safetensors", "the text encoder of .* cannot be read: .*not fully covered"),
+        (misshape, "text_encoder/model.safetensors", "the text encoder of .* cannot be read"),
+        (overwrite, "text_encoder/config.json", "the text encoder of .* cannot be read"),
+        (overwrite, "tokenizer/vocab.json", "the text encoder of .* cannot be read"),
+        (cut, f"unet/{WEIGHTS}", "is not a Stable Diffusion that can be read"),
+        (misshape, f"vae/{WEIGHTS}", "is not a Stable Diffusion that can be read"),
+    ],
+)
+def test_damaged_files(damage: Callable[[Path], None], file: str, message: str, changed: Path) -> None:
+    """Each library has types of its own for these."""
+    damage(changed / file)
+    with pytest.raises(ModelError, match=message):
+        import_stable_diffusion(str(changed))
+
+
+def test_settings_that_the_scheduler_cannot_compute_with(changed: Path) -> None:
+    path = changed / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "beta_start": "little"}))
+    with pytest.raises(ModelError, match="is not a Stable Diffusion that can be read: unsupported operand"):
         import_stable_diffusion(str(changed))
 
 

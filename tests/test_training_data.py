@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from codling.errors import ConfigError
+from codling.files import PICTURE_SUFFIXES
 from codling.training import shards
 from codling.training.augment import augmented
 from codling.training.data import load_pictures, training_batch
@@ -148,6 +149,16 @@ def test_files_that_may_not_be_read_are_counted(tmp_path: Path, monkeypatch: pyt
     found = load_pictures(tmp_path, crop=16)
     assert (len(found.pictures), found.broken) == (2, 1)
     assert [entry.name for entry in entries(str(tmp_path)) if not entry.data] == [f"{tmp_path}/1.png (PermissionError)"]
+
+
+def test_files_to_train_on_are_those_that_are_encoded(tmp_path: Path) -> None:
+    """By the same suffixes, in folders and in shards."""
+    names = sorted(f"{n}{suffix.upper()}" for n, suffix in enumerate(PICTURE_SUFFIXES))
+    for name in (*names, "x.txt"):
+        (tmp_path / name).write_bytes(b"data")
+    assert [Path(entry.name).name for entry in entries(str(tmp_path))] == names
+    write_shard(tmp_path / "a.tar", dict.fromkeys((*names, "x.txt"), b"data"))
+    assert [Path(entry.name).name for entry in entries(str(tmp_path))] == names
 
 
 def test_pictures_to_train_on_are_those_that_are_coded(tmp_path: Path) -> None:

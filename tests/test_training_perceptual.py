@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from codling.errors import ConfigError
+from codling.perceptual import load_dists, load_lpips
 from codling.training.oscar_run import OscarRun
 from codling.training.perceptual import PERCEPTUAL, edges
 from codling.training.recipes import OSCAR_RESTORE, oscar_weights, stages_of
@@ -26,9 +27,12 @@ def test_their_gradient_reaches_the_denoiser_and_nothing_of_them_learns(
         assert loss.item() == pytest.approx(terms[name].item())
         loss.backward()
         assert float(run.model.denoiser.last.weight.grad.abs().max()) > 0, name
-        assert len(run.optimiser.param_groups[0]["params"]) == len(
-            [p for p in run.model.parameters() if p.requires_grad]
-        )
+    frozen = [
+        p
+        for network in (load_lpips("alex", CPU), load_lpips("vgg", CPU), load_dists(CPU))
+        for p in network.parameters()
+    ]
+    assert frozen and not [p for p in frozen if p.requires_grad or p.grad is not None]
 
 
 def test_edges_are_where_pictures_change() -> None:

@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
     monkeypatch.setattr("codling.weights.store.file_sha256", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_model(tmp_path / "m", Parts(tiny_model()))
-    assert not any((tmp_path / "m").iterdir())
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_directory_of_a_run_is_no_model_and_says_where_its_model_is(

@@ -231,9 +231,10 @@ def rate_target(
     max_bytes, level = _whole("max_bytes", max_bytes), _whole("level", level)
     noise_level = _whole("noise_level", noise_level)
     bpp, psnr = _positive("bpp", bpp), _positive("psnr", psnr)
+    targets = {"max_bytes": max_bytes, "bpp": bpp, "psnr": psnr, "noise_level": noise_level, "level": level}
+    if len(given := [name for name, value in targets.items() if value is not None]) > 1:
+        raise RateError(f"one rate target at most, got {' and '.join(given)}")
     if bpp is not None:
-        if max_bytes is not None:
-            raise RateError("one rate target at most, got max_bytes and bpp")
         max_bytes = int(bpp * empty.width * empty.height / 8)
     if max_bytes is not None and max_bytes <= empty.header_size:
         raise RateError(

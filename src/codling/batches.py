@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from codling.api import (
     stored_alpha,
 )
 from codling.bitstream.container import MAX_PIXELS, pack, unpack
-from codling.errors import ConfigError
+from codling.errors import CodlingError, ConfigError
 from codling.pictures import Extra, PictureLike, load_picture, to_image_array
 from codling.weights.catalogue import LEVEL_MODEL
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def encode_batch(
     pictures: Sequence[PictureLike],
     *,
-    model: "str | os.PathLike[str] | Codec" = LEVEL_MODEL,
+    model: "str | os.PathLike[str] | Codec | None" = None,
     max_bytes: int | None = None,
     bpp: float | None = None,
     level: int | None = None,
@@ -43,23 +44,32 @@ def encode_batch(
     """Pictures -> the bytes of a `.roe` file each, as `encode` makes them: one model for all, and one rate.
 
     All that have the same size go through the network together, so hand over as many as the device's memory takes.
+    model: None takes `oscar-s`.
     Where two indices are all but equally good, rounding in a batch may choose the other.
 
-    Raises as `encode` does, and ConfigError unless the model is an OSCAR; then nothing was encoded.
+    Raises as `encode` does, naming the picture by its place, and ConfigError unless the model is an OSCAR.
     """
     import torch
 
-    coder = _oscar(load(model, device=device))
-    loaded = [load_picture(picture, keep=keep, max_pixels=max_pixels) for picture in pictures]
+    coder = _oscar(load(LEVEL_MODEL if model is None else model, device=device))
+    loaded = []
+    for number, picture in enumerate(pictures):
+        with _named("picture", number, len(pictures)):
+            loaded.append(load_picture(picture, keep=keep, max_pixels=max_pixels))
     for message in dict.fromkeys(message for picture in loaded for message in picture.warnings):
         warnings.warn(message, PictureWarning, stacklevel=2)
     empty = [empty_stream(picture, coder) for picture in loaded]
-    targets = [rate_target(stream, max_bytes=max_bytes, bpp=bpp, level=level) for stream in empty]
+    targets = []
+    for number, stream in enumerate(empty):
+        with _named("picture", number, len(empty)):
+            targets.append(rate_target(stream, max_bytes=max_bytes, bpp=bpp, level=level))
     files = [b""] * len(loaded)
-    for numbers in _alike((stream.height, stream.width) for stream in empty):
+    for (height, width), numbers in _alike((stream.height, stream.width) for stream in empty).items():
         images = torch.stack([torch.from_numpy(to_image_array(loaded[number].rgb)) for number in numbers])
-        payloads = coder.encode_batch(images, [targets[number] for number in numbers])
-        for number, payload in zip(numbers, payloads, strict=True):
+        found = coder.tokens(images, [targets[number] for number in numbers])
+        for number, tokens in zip(numbers, found, strict=True):
+            with _named("picture", number, len(files)):
+                payload = coder.pack_within(tokens, targets[number], height=height, width=width)
             files[number] = pack(replace(empty[number], payload=payload))
     return files
 
@@ -75,22 +85,27 @@ def decode_batch(
 
     All that have the same size and level go through the network together. model: None finds the one that they name.
 
-    Raises as `decode` does, ConfigError unless the model is an OSCAR, and ModelError if files are of another model.
+    Raises as `decode` does, naming the file by its place, before any network runs; ConfigError unless the model is an
+    OSCAR, and ModelError if files are of another model.
     """
-    streams = [unpack(file_bytes(file), max_pixels=max_pixels) for file in files]
-    alphas = [stored_alpha(stream) for stream in streams]
-    if not streams:
+    if not files:
         return []
-    codec = _oscar(codec_for(streams[0], model, device))
-    for stream in streams[1:]:
-        codec_for(stream, codec, device)
-    pictures: list[Image | None] = [None] * len(streams)
-    for numbers in _alike((stream.height, stream.width) for stream in streams):
-        height, width = streams[numbers[0]].height, streams[numbers[0]].width
-        payloads = [streams[number].payload for number in numbers]
-        for number, image in zip(numbers, codec.decode_batch(payloads, height=height, width=width), strict=True):
+    streams, alphas, unpacked = [], [], []
+    coder: OscarCodec | None = None
+    for number, file in enumerate(files):
+        with _named("file", number, len(files)):
+            stream = unpack(file_bytes(file), max_pixels=max_pixels)
+            streams.append(stream)
+            alphas.append(stored_alpha(stream))
+            coder = _oscar(codec_for(stream, coder or model, device))
+            unpacked.append(coder.unpack(stream.payload, height=stream.height, width=stream.width))
+    assert coder is not None
+    pictures: dict[int, Image] = {}
+    for (height, width), numbers in _alike((stream.height, stream.width) for stream in streams).items():
+        images = coder.images([unpacked[number] for number in numbers], height=height, width=width)
+        for number, image in zip(numbers, images, strict=True):
             pictures[number] = picture_of(image[None], streams[number], alphas[number])
-    return [picture for picture in pictures if picture is not None]
+    return [pictures[number] for number in range(len(files))]
 
 
 def _oscar(codec: "Codec") -> "OscarCodec":
@@ -104,9 +119,18 @@ def _oscar(codec: "Codec") -> "OscarCodec":
     return codec
 
 
-def _alike(sizes: Iterable[tuple[int, int]]) -> list[list[int]]:
+@contextmanager
+def _named(kind: str, number: int, total: int) -> Iterator[None]:
+    """Errors within say which of several it is that they are about."""
+    try:
+        yield
+    except CodlingError as error:
+        raise type(error)(f"{kind} {number + 1} of {total}: {error}") from error
+
+
+def _alike(sizes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Numbers of those that are of one size."""
     groups: dict[tuple[int, int], list[int]] = {}
     for number, size in enumerate(sizes):
         groups.setdefault(size, []).append(number)
-    return list(groups.values())
+    return groups

@@ -4,6 +4,7 @@ The networks are AlexNet's and VGG-16's convolutions with torchvision's weights,
 torchvision itself is not needed. What LPIPS and DISTS learned on top of them are files of torchmetrics.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib.resources import as_file, files
 from pickle import UnpicklingError
@@ -28,7 +29,7 @@ SMALLEST_SIDE = 32
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Perceptual(nn.Module):
+class Perceptual(nn.Module, ABC):
     """A frozen distance of images (B, 3, H, W) in [-1, 1]: `forward` -> (B,), with a gradient of the images.
 
     In float32 whatever is around it: the variances of DISTS do not survive bfloat16.
@@ -60,8 +61,9 @@ class Perceptual(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return self.compare(image.float(), reference.float())
 
+    @abstractmethod
     def compare(self, image: Tensor, reference: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The distance of float32 images of at least `SMALLEST_SIDE`, (B,)."""
 
 
 class Lpips(Perceptual):

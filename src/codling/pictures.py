@@ -16,7 +16,7 @@ from codling.configuration import suggest
 from codling.errors import CodlingError, ConfigError, FormatError, ImageError
 
 Extra = Literal["alpha", "icc", "exif"]
-PictureLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+PictureLike = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def load_picture(source: PictureLike, *, keep: Extra | Collection[Extra] = (), m
             image.seek(0)
         image.load()
     except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture that can be opened: {error}") from error
+        found = source if isinstance(source, str | os.PathLike) else "these bytes are of no format that Pillow knows"
+        raise ImageError(f"not a picture that can be opened: {found}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"the picture is larger than Pillow opens ({error}); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS "
@@ -146,7 +147,7 @@ def _extras(keep: Extra | Collection[Extra]) -> frozenset[Extra]:
 def _open(source: PictureLike) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return Image.open(io.BytesIO(source))
     if isinstance(source, np.ndarray):
         shape = source.shape

@@ -1,12 +1,16 @@
 """Pseudo-times: the cosine of a noisy latent says its time, on the flow and on Stable Diffusion's schedule."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from codling.codecs.pseudo_times import measure
+from codling.codecs.pseudo_times import Place, ScheduledModel, measure
 from codling.diffusion import pseudo_time
 from codling.diffusion.posterior import signal_share
 from codling.errors import ConfigError
+from codling.evaluation.pseudo_times import axes_of, plot
 from codling.models.rate_levels import LatentModel, RateLevel, Tokens
 from tests.conftest import noise_picture
 from tests.oscar_stand_in import Squares
@@ -49,8 +53,10 @@ def test_a_noisy_latent_is_put_where_it_was_made(time: float, deviation: float) 
 def test_flow_and_variance_preserving_times_are_the_same_place(deviation: float) -> None:
     for c in (0.0, 0.2, 0.6, 0.99, 1.0):
         time = pseudo_time.flow_time(c, deviation=deviation)
+        share = pseudo_time.signal_share(c, deviation=deviation)
         assert pseudo_time.cosine_at(time, deviation=deviation) == pytest.approx(c)
-        assert signal_share(1 - time) == pytest.approx(pseudo_time.signal_share(c, deviation=deviation))
+        assert pseudo_time.cosine_of(share, deviation=deviation) == pytest.approx(c)
+        assert signal_share(1 - time) == pytest.approx(share)
 
 
 def test_a_channels_scale_does_not_matter() -> None:
@@ -87,10 +93,67 @@ def test_measuring_a_model_finds_its_times() -> None:
     model = Noisy()
     assert isinstance(model, LatentModel)
     found = measure(model, images)
+    assert found.schedule is None
     for level, entry in zip(found.levels, model.levels, strict=True):
-        assert level.told == entry.time
-        assert level.time == pytest.approx(entry.time, abs=0.02)
+        assert level.told == Place(entry.time, signal_share(1 - entry.time), None)
+        assert level.measured.time == pytest.approx(entry.time, abs=0.02)
+        assert level.measured.share == pytest.approx(level.told.share, abs=0.02)
+        assert level.measured.timestep is None
     assert [len(maps) for maps in found.maps] == [2, 2, 2]
     assert [maps[0].shape for maps in found.maps] == [(4, 4), (8, 8), (16, 16)]
     with pytest.raises(ConfigError, match="at least one"):
         measure(model, [])
+
+
+class OnSchedule(Squares):
+    """Its compressed latents are noisy ones of the published timesteps, of a network that is told others."""
+
+    levels = tuple(RateLevel(8, 16, 0.5) for _ in PUBLISHED)
+    timesteps = tuple(step + 7 for step in PUBLISHED)
+
+    def signal_shares(self) -> torch.Tensor:
+        return stable_diffusion_shares()
+
+    def latent(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen = whitened(image)
+        return self.seen
+
+    def rough_latent(self, tokens: Tokens, level: int) -> torch.Tensor:
+        share = self.signal_shares()[PUBLISHED[level]]
+        drawn = torch.randn(self.seen.shape, generator=torch.Generator().manual_seed(level))
+        along = (drawn * self.seen).mean((2, 3), keepdim=True)
+        return share.sqrt() * self.seen + (1 - share).sqrt() * whitened(drawn - along * self.seen)
+
+
+def whitened(latent: torch.Tensor) -> torch.Tensor:
+    """Every channel at the root mean square 1."""
+    return latent / latent.square().mean((2, 3), keepdim=True).sqrt()
+
+
+def test_measuring_a_model_with_a_schedule_finds_the_published_timesteps() -> None:
+    """Noise that is orthogonal to the latents, as in many dimensions it is, leaves nothing to chance."""
+    model = OnSchedule()
+    assert isinstance(model, ScheduledModel)
+    found = measure(model, [image_of(noise_picture(64, 96))])
+    assert found.deviation == pytest.approx(1)
+    assert tuple(level.measured.timestep for level in found.levels) == PUBLISHED
+    assert tuple(level.told.timestep for level in found.levels) == model.timesteps
+    for level, step in zip(found.levels, PUBLISHED, strict=True):
+        assert level.measured.share == pytest.approx(float(stable_diffusion_shares()[step]), rel=1e-5)
+
+
+def test_plots_have_an_axis_for_every_way_to_say_a_time(tmp_path: Path) -> None:
+    """On each of them every level measured as it was made lies on the curve of noisy latents."""
+    pytest.importorskip("matplotlib")
+    picture = image_of(noise_picture(64, 96))
+    for model, labels in ((Noisy(), ["flow", "alpha-bar,"]), (OnSchedule(), ["flow", "alpha-bar,", "timestep"])):
+        found = measure(model, [picture])
+        axes = axes_of(found)
+        assert [axis.label.split()[0] for axis in axes] == labels
+        for axis in axes:
+            for level in found.levels:
+                curve = np.interp(axis.coordinate(level.measured), axis.points, axis.cosines)
+                assert curve == pytest.approx(level.cosine, abs=1e-3)
+        plot(found, tmp_path / f"{len(labels)}.svg", force=False)
+        drawn = (tmp_path / f"{len(labels)}.svg").read_text()
+        assert all(axis.label in drawn for axis in axes)

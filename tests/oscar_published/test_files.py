@@ -69,7 +69,7 @@ def test_levels_are_the_published_table(merged: OscarStableDiffusion) -> None:
     for level, bpp, step in zip(merged.levels, golden["bpps"], golden["timesteps"], strict=True):
         side, size = golden["rate_table"][str(bpp)]
         assert (level.stride, level.codebook_size) == (512 // side, size)
-        share = float(merged.config.signal_shares()[step])
+        share = float(merged.signal_shares()[step])
         assert signal_share(1 - level.time) == pytest.approx(share, rel=1e-5)
     assert isinstance(merged, OscarModel)
     assert merged.grid == 64
@@ -85,6 +85,15 @@ def test_files_of_the_published_model(directory: Path) -> None:
         bits = (codec.model.levels[level].codebook_size - 1).bit_length()
         assert len(file) - header <= 1 + 4 + -(-tokens * bits // 8)
         assert codling.decode(file, model=codec).size == (100, 50)
+
+
+def test_a_picture_of_512_px_takes_what_the_document_says(merged: OscarStableDiffusion) -> None:
+    """Level and mode, gains, and indices at fixed width: the header's 12 bytes less than the table in docs/oscar.md."""
+    codec = OscarCodec(merged, name="x", model_id=1, gains=4)
+    sides = [512 // level.stride for level in merged.levels]
+    tokens = [Tokens(torch.zeros(1, 1, side, side, dtype=torch.int64), torch.zeros(1, 4)) for side in sides]
+    sizes = [12 + len(codec.pack(one, level)) for level, one in enumerate(tokens)]
+    assert sizes == [81, 337, 1041, 1425, 2065, 2577, 3089, 4113]
 
 
 DECODE = """
@@ -198,9 +207,11 @@ def test_calibrating_writes_tables_and_measures_times(merged: OscarStableDiffusi
     )
     done = runner.invoke(app, ["calibrate", str(tmp_path / "right"), *common, "--plot", str(tmp_path / "times.png")])
     assert done.exit_code == 0, done.output
-    rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert rows[:3] == ["level", "0", "1"]
-    assert Image.open(tmp_path / "times.png").width > 100
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert [row[0] for row in rows[:3]] == ["level", "0", "1"]
+    assert rows[0][4:] == ["time", "told", "alpha-bar", "told", "timestep", "told"]
+    assert [row[-1] for row in rows[1:3]] == [str(step) for step in right.timesteps] == ["310", "210"]
+    assert Image.open(tmp_path / "times.png").width > Image.open(tmp_path / "times.png").height * 3
     calibrated = registry.load(tmp_path / "calibrated", device=CPU)
     before = registry.load(tmp_path / "right", device=CPU)
     sizes = [

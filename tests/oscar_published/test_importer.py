@@ -63,6 +63,11 @@ DOWN = "conv_in.lora_A.default_encoder.weight"
         (put("hyper_encoders", "2.surprise", torch.zeros(1)), r"not in our model: hyper_encoders\.2\.surprise"),
         (put("hyper_encoders", "2.decoder.12.bias", torch.zeros(1)), "two tensors .* are our decoder.12.bias"),
         (put("hyper_encoders", "8.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; wanted 8"),
+        (put("hyper_encoders", "module.0.surprise", torch.zeros(1)), "a tensor 'module.0.surprise'; wanted names that"),
+        (put("hyper_encoders", "0", torch.zeros(1)), "a tensor '0'; wanted names that begin with the number"),
+        (put("hyper_encoders", "1000000000.backbone.0.weight", torch.zeros(1)), r"9 hyper.* 0 to 7, got .*1000000000"),
+        (put("hyper_encoders", "01.backbone.0.weight", torch.zeros(1)), "9 hyper-encoders; .* got 0, 01, 1, 2"),
+        (lambda checkpoint: checkpoint["hyper_encoders"].clear(), "0 hyper-encoders; .* got none"),
         (drop("hyper_encoders", CODES), "not PerCo's"),
         (drop("state_dict_unet", DOWN), r"missing from the checkpoint: unet\.conv_in\.lora_A"),
         (put("state_dict_unet", "conv_out.surprise", torch.zeros(1)), r"not in our model: unet\.conv_out\.surprise"),
@@ -135,7 +140,7 @@ def test_directories_that_are_not_stable_diffusion_2_1(stable_diffusion: Path, t
 def test_our_settings_default_to_stable_diffusion_2_1() -> None:
     """The grid and the times of the real model, without its weights."""
     full = OscarStableDiffusionConfig(levels=(), unet=UNetConfig(), autoencoder=AutoencoderConfig())
-    shares = full.signal_shares().sqrt()
+    shares = full.schedule.signal_shares().sqrt()
     rounded = [round(float(shares[step]), 3) for step in importer.TIMESTEPS]
     assert rounded == [0.526, 0.652, 0.757, 0.79, 0.859, 0.877, 0.894, 0.91]
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from codling.cli import options
-from codling.cli.files import plan
-from codling.files import PICTURE_SUFFIXES
+from codling.cli.demo import photographs
 from codling.weights.catalogue import DEFAULT_MODEL, LEVEL_MODEL, RATE_MODEL
 
 
@@ -22,7 +21,7 @@ def command(
     """Measure speed, memory and overhead on this machine."""
     from codling.evaluation.bench import bench, bench_batch, bench_diffc, machine, round_trip
 
-    paths = [job.source for job in plan([photos], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
+    paths = photographs(photos)
     rows = []
     if not json:
         print(machine())

@@ -1,6 +1,6 @@
 """`codling calibrate`: fit the tables that DiffC plans with, or that OSCAR codes its indices with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,11 +9,11 @@ import typer
 
 from codling import api
 from codling.cli import options
-from codling.cli.files import check_free
+from codling.cli.files import check_free, check_no_model
 from codling.configuration import override
 from codling.errors import CodlingError
-from codling.files import PICTURE_SUFFIXES
-from codling.weights.catalogue import CONFIG, find, model_id, read_config
+from codling.files import pictures_under
+from codling.weights.catalogue import model_id, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,36 +46,33 @@ def command(
     """Measure a model on pictures, and write it with the tables as a new model.
 
     For DiffC: errors by noise level and frequency; a model with a condition gets two tables, with it and without. For
-    OSCAR: tables that code the indices of each level; and it prints how near each level's latents come to the true
-    ones, as a time between noise and data, beside the time that the model's network is told.
+    OSCAR: tables that code the indices of each level, except where networks that `codling weights predict` trained do,
+    which stay; and it prints how near each level's latents come to the true ones, as a time between noise and data on
+    the flow, as alpha-bar and, of models that have them, as timestep, beside what the model's network is told.
     """
-    if (output / CONFIG).exists() and not force:
-        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")
+    check_no_model(output, force=force)
     if plot:
         from codling.evaluation.pseudo_times import plot_format
 
         plot_format(plot)
         check_free([plot], force=force)
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)[:limit]
-    if not paths:
-        raise CodlingError(f"no picture in {images} (looked for {', '.join(PICTURE_SUFFIXES)})")
+    paths = pictures_under(images)[:limit]
 
     from codling.bitstream.container import CodecId
-    from codling.weights.registry import own_codec
-    from codling.weights.store import load_parts, save_model
+    from codling.weights.registry import locate, own_codec
+    from codling.weights.store import load_parts, round_weights, save_model
 
-    directory = Path(model) if (Path(model) / CONFIG).is_file() else find(model).directory
-    if directory is None:
-        raise CodlingError(f"model {model} is not on this machine yet; use it once, so that it is fetched")
+    name, directory = locate(model)
     parts = load_parts(directory, device=api.torch_device(device))
+    round_weights(parts.model, precision)
     if own_codec(parts.model) is CodecId.OSCAR:
         if set:
-            raise CodlingError(f"--set is for the DiffC settings, and model {model} is an OSCAR model; leave it out")
+            raise CodlingError(f"--set is for the DiffC settings, and model {name} is an OSCAR model; leave it out")
         parts = _oscar_parts(parts, paths, plot, force=force)
     else:
         if plot:
-            raise CodlingError(f"--plot is for OSCAR models, and model {model} is none; leave it out")
-        parts = _diffc_parts(parts, model, paths, set or [])
+            raise CodlingError(f"--plot is for OSCAR models, and model {name} is none; leave it out")
+        parts = _diffc_parts(parts, name, paths, set or [])
     save_model(output, parts, precision=precision)
     print(f"{output}: model {model_id(read_config(output)):06x}, calibrated on {len(paths)} pictures")
 
@@ -113,10 +110,11 @@ def _diffc_parts(parts: "Parts", name: str, paths: list[Path], settings: list[st
 
 
 def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None, *, force: bool) -> "Parts":
-    """With index tables for each level. Prints the pseudo-times, and plots them if asked."""
+    """With index tables for each level that has no network. Prints the pseudo-times, and plots them if asked."""
     from rich.console import Console
     from rich.table import Table
 
+    from codling.bitstream.context_network import ContextNetwork
     from codling.bitstream.index_tables import fit_index_model
     from codling.codecs.pseudo_times import measure
     from codling.weights.registry import oscar_model
@@ -124,14 +122,27 @@ def _oscar_parts(parts: "Parts", paths: list[Path], plot: Path | None, *, force:
     model = oscar_model(parts.model)
     levels = model.levels
     measured = measure(model, Pictures(paths, "levels"))
-    table = Table("level", "stride", "codebook", "cosine", "time", "the model's own", box=None)
+    heads = ("level", "stride", "codebook", "cosine", "time", "told", "alpha-bar", "told", "timestep", "told")
+    table = Table(*(heads if measured.schedule is not None else heads[:-2]), box=None, collapse_padding=True)
     for entry, found in zip(levels, measured.levels, strict=True):
-        numbers = (f"{found.cosine:.3f}", f"{found.time:.3f}", f"{found.told:.3f}")
-        table.add_row(str(found.level), str(entry.stride), str(entry.codebook_size), *numbers)
+        places = (found.measured, found.told)
+        numbers = [f"{x:.3f}" for x in (found.cosine, *(p.time for p in places), *(p.share for p in places))]
+        steps = [str(place.timestep) for place in places if place.timestep is not None]
+        table.add_row(str(found.level), str(entry.stride), str(entry.codebook_size), *numbers, *steps)
     Console().print(table)
     if plot:
         from codling.evaluation.pseudo_times import plot as draw
 
         draw(measured, plot, force=force)
-    tables = (fit_index_model(maps, entry.codebook_size) for maps, entry in zip(measured.maps, levels, strict=True))
-    return replace(parts, index_models=tuple(tables))
+    # Networks code in fewer bits than tables do.
+    kept = {n: one for n, one in enumerate(parts.index_models) if isinstance(one, ContextNetwork)}
+    sizes = [entry.codebook_size for entry in levels]
+    fitted = {n: fit_index_model(maps, sizes[n]) for n, maps in enumerate(measured.maps) if n not in kept}
+    if kept:
+        print(f"context networks stay at levels {_listed(kept)}; tables are fitted at {_listed(fitted)}")
+    chosen = kept | fitted
+    return replace(parts, index_models=tuple(chosen[n] for n in range(len(levels))))
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"

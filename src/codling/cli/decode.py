@@ -102,12 +102,21 @@ def picture_format(path: Path) -> str:
 
 
 def picture_bytes(image: Image.Image, path: Path) -> bytes:
-    """The picture as a file of the format that the name asks for, with its profile and EXIF."""
+    """The picture as a file of the format that the name asks for, with its profile and EXIF.
+
+    Raises ConfigError where the format cannot hold it.
+    """
     kind = picture_format(path)
     if kind == "JPEG" and image.mode == "RGBA":
         raise ConfigError("JPEG has no transparency; decode this file to .png or .webp")
     buffer = io.BytesIO()
     extras = {key: image.info[key] for key in ("icc_profile", "exif") if key in image.info}
     quality = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
-    image.save(buffer, kind, **extras, **quality)
+    try:
+        image.save(buffer, kind, **extras, **quality)
+    except (ValueError, OSError, RuntimeError) as error:  # as Pillow's writers say that a size or mode is not theirs
+        raise ConfigError(
+            f"a picture of {image.width} x {image.height} px ({image.mode}) cannot be written as {kind}: {error}; "
+            "decode this file to .png"
+        ) from error
     return buffer.getvalue()

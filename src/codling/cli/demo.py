@@ -10,6 +10,7 @@ from PIL import Image
 from codling import api
 from codling.cli import options
 from codling.cli.files import Job, check_free, plan
+from codling.errors import ConfigError
 from codling.files import PICTURE_SUFFIXES, write_whole
 from codling.weights.catalogue import DEFAULT_MODEL, RATE_MODEL
 
@@ -32,16 +33,17 @@ def command(
     from codling.evaluation.demo import demonstrate, demonstrate_budgets, way_of
     from codling.evaluation.sheet import comparison_sheet
 
-    output.mkdir(parents=True, exist_ok=True)  # a folder, with a dot in its name too
-    jobs = plan([photos], output, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")
-    photographs, counts = [job.source for job in jobs], tuple(steps or (1, None))
+    found, counts = photographs(photos), tuple(steps or (1, None))
+    root = photos if photos.is_dir() else photos.parent
+    jobs = [Job(path, output / path.relative_to(root).with_suffix(".roe")) for path in found]
     sheet, budget_sheet = output / "sheet.png", output / "budgets.png"
     pictures = [decoded_path(job, way_of(count)) for job in jobs for count in counts]
     check_free([*(job.target for job in jobs), *pictures, sheet, budget_sheet], force=force)
     codec = api.load(model, device=device)
+    output.mkdir(parents=True, exist_ok=True)  # if that cannot be, it is said before the work
     rows = []
     print(f"{'photograph':<12}{'bytes':>7}{'bpp':>9}{'encode':>9}   decoded with: PSNR, seconds")
-    for job, result in zip(jobs, demonstrate(photographs, codec, steps=counts), strict=True):
+    for job, result in zip(jobs, demonstrate(found, codec, steps=counts), strict=True):
         write_whole(job.target, result.data, force=force)
         for way, (image, _, _) in result.decoded.items():
             write_png(image, decoded_path(job, way), force=force)
@@ -51,9 +53,18 @@ def command(
         rows.append(result.panels())
     write_png(comparison_sheet(rows), sheet, force=force)
     progressive = api.load(RATE_MODEL, device=device)
-    budgets = list(demonstrate_budgets(photographs, progressive, budgets=BUDGETS))
+    budgets = list(demonstrate_budgets(found, progressive, budgets=BUDGETS))
     write_png(comparison_sheet(budgets), budget_sheet, force=force)
     print(f"files and pictures are in {output}/; look at sheet.png and, for {RATE_MODEL} by bytes, at budgets.png")
+
+
+def photographs(folder: Path) -> list[Path]:
+    """The photographs in a folder and its subfolders. Raises ConfigError if it is not there, CodlingError if empty."""
+    if not folder.exists():
+        raise ConfigError(
+            f"{folder} is not here; name a folder of photographs with --photos (a checkout has examples/photos)"
+        )
+    return [job.source for job in plan([folder], None, suffixes=PICTURE_SUFFIXES, new_suffix=".roe")]
 
 
 def decoded_path(job: Job, way: str) -> Path:

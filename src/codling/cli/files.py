@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from codling.errors import CodlingError
-from codling.files import write_whole
+from codling.files import files_under, write_whole
+from codling.weights.catalogue import CONFIG
 
 # In the place of a file: standard input, or output.
 STANDARD = Path("-")
@@ -50,7 +51,7 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
         if given == STANDARD and (len(inputs) > 1 or (output is not None and output != STANDARD and not output.suffix)):
             raise CodlingError("standard input (-) is one file: name no other input, and the file to write with -o")
         if given.is_dir():
-            found = sorted(p for p in given.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+            found = files_under(given, wanted)
             if not found:
                 raise CodlingError(f"no file to work on in the folder {given} (looked for {', '.join(wanted)})")
             pairs += [(path, path.relative_to(given)) for path in found]
@@ -70,7 +71,10 @@ def plan(inputs: list[Path], output: Path | None, *, suffixes: Iterable[str], ne
     sources_of: dict[Path, Path] = {}
     for job in jobs:
         if job.target in sources_of:
-            raise CodlingError(f"{sources_of[job.target]} and {job.source} would both be written to {job.target}")
+            raise CodlingError(
+                f"{sources_of[job.target]} and {job.source} would both be written to {job.target}; do one of "
+                "them on its own, with another -o, or rename it"
+            )
         sources_of[job.target] = job.source
     return jobs
 
@@ -82,6 +86,12 @@ def check_free(targets: Iterable[Path], *, force: bool) -> None:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         verb = "exist" if others else "exists"
         raise CodlingError(f"{existing[0]}{others} {verb}; nothing is overwritten without --force")
+
+
+def check_no_model(directory: Path, *, force: bool) -> None:
+    """Raises CodlingError, before any work, if a directory to write holds a model and `force` is not set."""
+    if (directory / CONFIG).exists() and not force:
+        raise CodlingError(f"{directory} already holds a model; it is overwritten only with --force")
 
 
 def check_jobs(jobs: list[Job], *, force: bool) -> None:
@@ -102,7 +112,8 @@ def run_jobs(
     describe: Callable[[dict[str, Any]], str],
     writes: bool = True,
 ) -> None:
-    """Do every job, report each, and exit with status 1 if any failed.
+    """Do every job, report each, and exit with status 1 if any failed: by errors of a user, of the system, or for want
+    of memory. Other exceptions are bugs, and end the run.
 
     `work` returns a row for the report. With `as_json` all rows are printed as one JSON list. The report goes to
     standard output, or to standard error where the jobs write (`writes`) a file there.
@@ -117,7 +128,9 @@ def run_jobs(
             warnings.simplefilter("always")
             try:
                 row = {"source": str(job.source), "target": str(job.target), **work(job)}
-            except (CodlingError, OSError) as error:
+            except (CodlingError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not _memory_ran_out(error):
+                    raise
                 failed += 1
                 row = {"source": str(job.source), "error": _message(error)}
                 print(f"codling: {job.source}: {_message(error)}", file=sys.stderr)
@@ -135,7 +148,16 @@ def run_jobs(
         raise typer.Exit(1)
 
 
+def _memory_ran_out(error: RuntimeError) -> bool:
+    """Whether it is torch's: of a GPU's memory it has a class of its own, of the machine's only a message."""
+    torch = sys.modules.get("torch")  # it is loaded if it raised anything
+    return torch is not None and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, MemoryError | RuntimeError):
+        reason = next((f" ({line})" for line in str(error).splitlines()), "")
+        return f"memory ran out{reason}; free some, choose another --device, or shrink the picture"
     return str(error)

@@ -47,5 +47,6 @@ def run() -> None:
         print(f"codling: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        print(f"codling: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        named = "" if error.filename is None else f": {error.filename}"
+        print(f"codling: {error.strerror or error}{named}", file=sys.stderr)
         sys.exit(1)

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from codling.cli import options
-from codling.errors import CodlingError
-from codling.weights.catalogue import CONFIG, HUB, Entry, entries, model_id, read_config
+from codling.cli.files import check_no_model
+from codling.weights.catalogue import HUB, Entry, entries, model_id, read_config
 
 app = typer.Typer(help="List models, import published checkpoints.", invoke_without_command=True)
 importers = typer.Typer(help="Convert a published checkpoint into a model's directory.", no_args_is_help=True)
@@ -66,7 +66,7 @@ def import_published_cod(
     force: options.Force = False,
 ) -> None:
     """Import a published CoD checkpoint: pixel, latent or 64-bit."""
-    _check_free(output, force)
+    check_no_model(output, force=force)
     from codling.weights.importers.cod import import_cod
     from codling.weights.store import Parts, save_model
 
@@ -87,7 +87,7 @@ def import_published_oscar(
     force: options.Force = False,
 ) -> None:
     """Import the published OSCAR and the Stable Diffusion that it runs on, as one model."""
-    _check_free(output, force)
+    check_no_model(output, force=force)
     from codling.weights.importers.oscar import import_oscar
     from codling.weights.store import Parts, save_model
 
@@ -108,15 +108,10 @@ def import_published_stable_diffusion(
     force: options.Force = False,
 ) -> None:
     """Import Stable Diffusion, for DiffC, with the empty prompt in the place of text."""
-    _check_free(output, force)
+    check_no_model(output, force=force)
     from codling.weights.importers.stable_diffusion import import_stable_diffusion
     from codling.weights.store import Parts, save_model
 
     save_model(output, Parts(import_stable_diffusion(stable_diffusion)), precision=precision)
     number = model_id(read_config(output))
     print(f"{output}: model {number:06x}; now codling calibrate {output} --images DIR -o NEW, and use --model NEW")
-
-
-def _check_free(output: Path, force: bool) -> None:
-    if (output / CONFIG).exists() and not force:
-        raise CodlingError(f"{output} already holds a model; it is overwritten only with --force")

@@ -8,28 +8,36 @@ from rich.console import Console
 from rich.progress import track
 
 from codling.errors import ConfigError, RateError
+from codling.files import pictures_under
+from codling.weights.catalogue import WEIGHTS
+from codling.weights.directories import check_empty
+from codling.weights.splitting import DEFAULT_LIMIT, MEBIBYTE, join, split
 
 if TYPE_CHECKING:
     import numpy as np
 
-app = typer.Typer(help="Store weights in fewer bits or in parts, or average them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Store weights in fewer bits or in parts, average them, or learn to code a model's indices shorter.",
+    no_args_is_help=True,
+)
 
+Model = Annotated[str, typer.Argument(help="A name from `codling models`, or a model's directory.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; new or empty.", show_default=False)]
 
-# Photographs are shrunk to this many pixels on their short side before they are learned from.
-LONGEST = 512
+# Photographs are shrunk to this many pixels on their short side, if it is longer, before they are learned from.
+SHORT_SIDE = 512
 
 
 @app.command("split")
 def split_command(
-    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    model: Model,
     output: Output,
-    max_mib: Annotated[float, typer.Option(help="Largest part in MiB.")] = 15.0,
+    max_mib: Annotated[float, typer.Option(help="Largest part in MiB.")] = DEFAULT_LIMIT / MEBIBYTE,
 ) -> None:
     """Cut a model's weights into parts, with checksums."""
-    from codling.weights.splitting import MEBIBYTE, split
+    from codling.weights.registry import locate
 
-    parts = split(model, output, limit=int(max_mib * MEBIBYTE))
+    parts = split(locate(model)[1], output, limit=int(max_mib * MEBIBYTE))
     print(f"{output}: {len(parts)} parts of at most {max(part.stat().st_size for part in parts):,} bytes")
 
 
@@ -38,15 +46,13 @@ def join_command(
     parts: Annotated[Path, typer.Argument(help="Directory that `split` wrote.", show_default=False)], output: Output
 ) -> None:
     """Put the parts of a model together, checked."""
-    from codling.weights.splitting import join
-
     join(parts, output)
     print(f"{output}: use it with --model {output}")
 
 
 @app.command("pack")
 def pack_command(
-    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    model: Model,
     output: Output,
     precision: Annotated[Literal["float16", "int8"], typer.Option(help="How weights are stored.")] = "int8",
     images: Annotated[
@@ -59,20 +65,25 @@ def pack_command(
     """Store a model in fewer bits, and say what that costs."""
     import torch
 
-    from codling.weights.store import WEIGHTS, load_parts, save_model
+    from codling.weights.registry import locate
+    from codling.weights.store import load_parts, save_model
 
-    _check_empty(output)
-    save_model(output, load_parts(model, device=torch.device("cpu")), precision=precision)
-    sizes = [(directory / WEIGHTS).stat().st_size for directory in (model, output)]
+    check_empty(output)
+    pictures = [] if images is None else pictures_under(images)
+    directory = locate(model)[1]
+    save_model(output, load_parts(directory, device=torch.device("cpu")), precision=precision)
+    sizes = [(place / WEIGHTS).stat().st_size for place in (directory, output)]
     print(f"{output}: {sizes[1]:,} bytes, were {sizes[0]:,}")
-    if images is not None:
-        before, after = (mean_psnr(directory, images, max_bytes=max_bytes) for directory in (model, output))
+    if pictures:
+        before, after = (mean_psnr(place, pictures, max_bytes=max_bytes) for place in (directory, output))
         print(f"PSNR {before:.3f} dB before, {after:.3f} dB after, on {images}")
 
 
 @app.command("average")
 def average_command(
-    models: Annotated[list[Path], typer.Argument(help="Directories of models of one training.", show_default=False)],
+    models: Annotated[
+        list[str], typer.Argument(help="Models of one training: names, or directories.", show_default=False)
+    ],
     output: Output,
     shares: Annotated[
         str | None, typer.Option(help="How much of each, as 0.5,0.3,0.2; equal by default.", show_default=False)
@@ -83,20 +94,21 @@ def average_command(
 ) -> None:
     """Average the weights of several checkpoints' models; tables stay those of the first."""
     from codling.weights.averaging import average
+    from codling.weights.registry import locate
     from codling.weights.store import save_model
 
-    _check_empty(output)
+    check_empty(output)
     try:
         numbers = [] if shares is None else [float(share) for share in shares.split(",")]
     except ValueError:
         raise ConfigError(f"--shares wants numbers with commas between them, as 0.5,0.3,0.2, got {shares!r}") from None
-    save_model(output, average(models, numbers), precision=precision)
+    save_model(output, average([locate(model)[1] for model in models], numbers), precision=precision)
     print(f"{output}: use it with --model {output}")
 
 
 @app.command("predict")
 def predict_command(
-    model: Annotated[Path, typer.Argument(help="Directory of a model.", show_default=False)],
+    model: Model,
     output: Output,
     data: Annotated[str, typer.Option(help="Photographs to learn from: a folder, or tar shards.", show_default=False)],
     validation: Annotated[
@@ -116,15 +128,16 @@ def predict_command(
     from codling.training.context_networks import ContextTraining
     from codling.training.data import load_pictures
     from codling.training.index_maps import index_maps, the_better, views, with_context_networks
+    from codling.weights.registry import locate
     from codling.weights.store import load_parts, round_weights, save_model
 
-    _check_empty(output)
+    check_empty(output)
     config = ContextTraining(hidden=hidden, epochs=epochs)  # before the long part, as it may be wrong
-    parts = load_parts(model, device=torch.device("cpu"))
+    parts = load_parts(locate(model)[1], device=torch.device("cpu"))
     round_weights(parts.model, precision)
 
     def read(source: str) -> "list[np.ndarray]":
-        return load_pictures(source, crop=LONGEST, scales=(1.0, LONGEST), limit=limit).pictures
+        return load_pictures(source, crop=SHORT_SIDE, scales=(1.0, SHORT_SIDE), limit=limit).pictures
 
     held_out = index_maps(parts, read(validation)) if validation else []
     photographs = read(data)
@@ -146,25 +159,16 @@ def predict_command(
     print(f"{output}: use it with --model {output}")
 
 
-def _check_empty(output: Path) -> None:
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another directory, or empty it")
-
-
-def mean_psnr(model: Path, images: Path, *, max_bytes: int | None) -> float:
-    """Mean PSNR in dB of a model's decoded pictures of a folder. Raises ConfigError if there is none."""
+def mean_psnr(model: Path, pictures: list[Path], *, max_bytes: int | None) -> float:
+    """Mean PSNR in dB of pictures as a model decodes them."""
     import numpy as np
 
     import codling
     from codling.evaluation.metrics import psnr
-    from codling.files import PICTURE_SUFFIXES
     from codling.pictures import load_picture
 
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not paths:
-        raise ConfigError(f"no pictures in {images}; name a folder that has some")
     codec, values = codling.load(model), []
-    for path in paths:
+    for path in pictures:
         try:
             data = codling.encode(path, model=codec, max_bytes=max_bytes)
         except RateError as error:

@@ -1,7 +1,9 @@
 """What every codec offers, and the decoder's choices."""
 
+import operator
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Real
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from codling.diffusion.samplers import sampler
 from codling.errors import ConfigError, RateError
 
 
+@runtime_checkable
 class Finisher(Protocol):
     """What gives texture to what another model has decoded, in one step."""
 
@@ -43,6 +46,16 @@ class DecodeOptions:
     finish: Finisher | None = None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "seed"):
+            _check_whole(name, getattr(self, name))
+        for name, value in (("guidance", self.guidance or 0.0), ("score_scale", self.score_scale)):
+            if not isinstance(value, Real):
+                raise ConfigError(f"{name} must be a number, got {value!r}")
+        if not isinstance(self.finish, Finisher | None):
+            raise ConfigError(
+                "finish must be the name or directory of an OSCAR in pixels like oscar-s, or what `load_finisher` "
+                f"returned, got {type(self.finish).__name__}"
+            )
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.steps}")
         if self.guidance is not None and not 0 <= self.guidance <= 100:
@@ -94,3 +107,11 @@ class Codec(Protocol):
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width) float32. Raises FormatError on a payload that cannot be right."""
         ...
+
+
+def _check_whole(name: str, value: int | None) -> None:
+    try:
+        if value is not None:
+            operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None

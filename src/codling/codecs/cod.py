@@ -125,8 +125,9 @@ class CoDCodec:
             raise ConfigError(f"model {self.name} decodes latents, and what finishes wants pixels; leave out finish")
         if self.error is None:
             raise ModelError(
-                f"how far pictures of model {self.name} are off was not measured, which who finishes them is told; run "
-                f"`codling calibrate {self.name} --images DIR` first"
+                f"how far pictures of model {self.name} are off was not measured, which who finishes them is told; "
+                f"leave out finish, or run `codling calibrate {self.name} --images DIR -o NEW` (with its directory, if "
+                "`codling models` does not list it) and encode the pictures again, with model NEW"
             )
         return self.error
 

@@ -150,8 +150,11 @@ class DiffCCodec:
         """Raises ConfigError on options that a stream of this model cannot be decoded with."""
         if options.guidance not in (None, 1.0):
             raise ConfigError("guidance would leave what a DiffC stream says; use score_scale instead")
-        if options.score_scale != 1.0 and self._steps(options) == 1:
-            raise ConfigError("score_scale changes nothing in one step; leave it out, or ask for more steps")
+        if self._steps(options) == 1:
+            if options.score_scale != 1.0:
+                raise ConfigError("score_scale changes nothing in one step; leave it out, or ask for more steps")
+            if options.sampler is not None:
+                raise ConfigError("a sampler changes nothing in one step; leave it out, or ask for more steps")
         if options.finish is not None and self.backbone.stride != 1:
             raise ConfigError(
                 f"streams of {self.name} are of latents, and what finishes a stream wants pixels; leave out finish"
@@ -178,7 +181,10 @@ class DiffCCodec:
         """Those of the model with a condition, or without. Raises ModelError if it was not calibrated so."""
         if bool(condition) not in self.tables:
             wanted = "with its condition" if condition else "without its condition"
-            raise ModelError(f"model {self.name} is not calibrated {wanted}: run `codling calibrate` on it")
+            raise ModelError(
+                f"model {self.name} is not calibrated {wanted}: run `codling calibrate {self.name} --images DIR -o "
+                "NEW` (with its directory, if `codling models` does not list it) and encode with model NEW"
+            )
         return self.tables[bool(condition)]
 
     def _split(self, payload: bytes) -> tuple[bytes, bytes]:

@@ -59,23 +59,16 @@ class OscarCodec:
         At the target's level, at the highest whose payload takes no more than its bytes, or else at the highest there
         is. Raises RateError on a level out of range, a budget below all levels, and other targets.
         """
-        return self.encode_batch(image, [target])[0]
+        (tokens,) = self.tokens(image, [target])
+        return self.pack_within(tokens, target, height=image.shape[-2], width=image.shape[-1])
 
-    def encode_batch(self, images: Tensor, targets: Sequence[RateTarget]) -> list[bytes]:
-        """As `encode`, of images (B, 3, H, W) and a target each, all through the network at once."""
+    def tokens(self, images: Tensor, targets: Sequence[RateTarget]) -> list[dict[int, Tokens]]:
+        """Images (B, 3, H, W) and a target each -> of each its tokens by level, at the levels that `pack_within` may
+        take; all go through the network at once. Raises RateError as `encode`, but for what no network has to say."""
         wanted = [self._levels_for(target, *images.shape[-2:]) for target in targets]
         levels = sorted({level for chosen in wanted for level in chosen})
         found = dict(zip(levels, self._tokens(images, levels), strict=True)) if levels else {}
-        payloads = []
-        for number, (chosen, target) in enumerate(zip(wanted, targets, strict=True)):
-            tokens = {level: found[level].of(number) for level in chosen}
-            try:
-                payloads.append(self._within(tokens, target.max_bytes, images.shape))
-            except RateError as error:
-                if len(targets) == 1:
-                    raise
-                raise RateError(f"picture {number + 1} of {len(targets)} of its size: {error}") from error
-        return payloads
+        return [{level: found[level].of(number) for level in chosen} for number, chosen in enumerate(wanted)]
 
     @torch.inference_mode()
     def _tokens(self, images: Tensor, levels: Sequence[int]) -> list[Tokens]:
@@ -85,8 +78,8 @@ class OscarCodec:
     def decode(self, payload: bytes, *, height: int, width: int, options: DecodeOptions) -> Tensor:
         """Payload -> image (1, 3, height, width). Raises FormatError before any network runs if it cannot be right.
 
-        The network runs once and draws nothing: ConfigError if the options ask for anything else. The seed of a start
-        noise changes nothing, as there is none.
+        The network runs once, and no draw is the decoder's choice: ConfigError if the options ask for anything else. A
+        seed changes nothing, as the noise that a level adds is the same for all.
         """
         if options.steps not in (None, 1) or options.guidance not in (None, 1.0) or options.sampler is not None:
             raise ConfigError('codec "oscar" decodes in one step, without guidance or sampler; leave these options out')
@@ -94,13 +87,12 @@ class OscarCodec:
             raise ConfigError('score_scale is for DiffC streams; codec "oscar" follows no score')
         if options.finish is not None:
             raise ConfigError('codec "oscar" makes texture itself; leave out finish')
-        return self.decode_batch([payload], height=height, width=width)
+        return self.images([self.unpack(payload, height=height, width=width)], height=height, width=width)
 
-    def decode_batch(self, payloads: Sequence[bytes], *, height: int, width: int) -> Tensor:
-        """Payloads of pictures of one size -> images (B, 3, height, width), those of a level through the network at
-        once. Raises FormatError before any network runs if one cannot be right."""
-        unpacked = [self.unpack(payload, height=height, width=width) for payload in payloads]
-        images = torch.empty(len(payloads), 3, height, width)
+    def images(self, unpacked: Sequence[tuple[Tokens, int]], *, height: int, width: int) -> Tensor:
+        """What `unpack` made of payloads of pictures of one size -> images (B, 3, height, width), those of a level
+        through the network at once."""
+        images = torch.empty(len(unpacked), 3, height, width)
         for level in {level for _, level in unpacked}:
             numbers = [number for number, (_, of) in enumerate(unpacked) if of == level]
             tokens = Tokens.together([unpacked[number][0] for number in numbers]).to(self.model.device)
@@ -158,16 +150,28 @@ class OscarCodec:
         # Without tables the length is known beforehand, and a level that cannot fit is not worth a network.
         return [n for n in everything if self.index_models or self._raw_size(n, height, width) <= target.max_bytes]
 
-    def _within(self, tokens: Mapping[int, Tokens], max_bytes: int | None, shape: Sequence[int]) -> bytes:
-        """The payload of the highest of these levels that takes no more bytes, of a picture (..., H, W)."""
-        sizes = {}
+    def pack_within(self, tokens: Mapping[int, Tokens], target: RateTarget, *, height: int, width: int) -> bytes:
+        """Tokens of one picture by level -> the payload of the highest level that the target allows.
+
+        Raises RateError if there is none, naming the smallest number of bytes there is.
+        """
+        sizes: dict[int, int] = {}
+        unfit: RateError | None = None
+        max_bytes = target.max_bytes
         for level in sorted(tokens, reverse=True):
-            payload = self.pack(tokens[level], level)
+            try:
+                payload = self.pack(tokens[level], level)
+            except RateError as error:
+                # With a budget the next level may do.
+                unfit = error
+                continue
             if max_bytes is None or len(payload) <= max_bytes:
                 return payload
             sizes[level] = len(payload)
+        if unfit is not None and not sizes:
+            raise unfit
         assert max_bytes is not None
-        others = {n: self._raw_size(n, *shape[-2:]) for n in range(len(self.model.levels)) if n not in sizes}
+        others = {n: self._raw_size(n, height, width) for n in range(len(self.model.levels)) if n not in tokens}
         smallest, level = min((size, level) for level, size in (sizes | others).items())
         raise RateError(
             f"{max_bytes} bytes are left for the payload after the header, but model {self.name} needs at least "

@@ -1,6 +1,6 @@
 """Reverse channel coding's searches on a GPU: numpy in, numpy out, candidates drawn and scored on the device.
 
-Needs Triton (`pip install codling[triton]`). With the environment's TRITON_INTERPRET=1 the same kernels run on a CPU,
+Needs Triton (`pip install 'codling[triton]'`). With the environment's TRITON_INTERPRET=1 the same kernels run on a CPU,
 slowly, for tests.
 """
 

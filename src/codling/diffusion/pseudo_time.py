@@ -51,6 +51,11 @@ def cosine_at(time: float, *, deviation: float = 1.0) -> float:
     return time * deviation / hypot(time * deviation, 1 - time)
 
 
+def cosine_of(share: float, *, deviation: float = 1.0) -> float:
+    """The inverse of `signal_share`."""
+    return sqrt(share) * deviation / sqrt(share * deviation**2 + 1 - share)
+
+
 def timestep_of(share: float, shares: Tensor) -> int:
     """The timestep of a schedule (its alpha-bar, descending) whose signal-to-noise ratio is nearest in logarithm."""
     wanted = torch.logit(torch.tensor(share, dtype=torch.float64), eps=1e-12)

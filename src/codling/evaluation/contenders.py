@@ -31,7 +31,7 @@ from codling import api
 from codling.bitstream.container import CodecId
 from codling.configuration import suggest
 from codling.errors import ConfigError, FormatError
-from codling.evaluation import learned
+from codling.evaluation import compressai_codecs
 from codling.pictures import load_picture
 from codling.weights.catalogue import entries, model_id, read_config
 
@@ -41,19 +41,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classical:
-    """A picture format of Pillow: what `save` is told besides the quality, and how its files begin."""
+    """A picture format of Pillow: `keys` are the numbers that its `save` may be told, `fixed` what it is told else."""
 
     format: str
     suffix: str
+    keys: tuple[str, ...]
     fixed: Mapping[str, object]
     module: str = ""  # registers the format with Pillow
 
 
 CLASSICAL = {
-    "jpeg": Classical("JPEG", ".jpg", {"optimize": True}),
-    "webp": Classical("WEBP", ".webp", {"method": 6}),
-    "avif": Classical("AVIF", ".avif", {"speed": 4}),
-    "jxl": Classical("JXL", ".jxl", {"effort": 7}, module="pillow_jxl"),
+    "jpeg": Classical("JPEG", ".jpg", ("quality",), {"optimize": True}),
+    "webp": Classical("WEBP", ".webp", ("quality", "method"), {"method": 6}),
+    "avif": Classical("AVIF", ".avif", ("quality", "speed"), {"speed": 4}),
+    "jxl": Classical("JXL", ".jxl", ("quality", "effort"), {"effort": 7}, module="pillow_jxl"),
 }
 # First byte of a shrunk picture's file if its sides were not multiples of the factor; no picture format starts so.
 UNEVEN = b"\x01"
@@ -97,14 +98,14 @@ class Setting:
 
     @property
     def suffix(self) -> str:
-        if self.name.startswith(learned.PREFIX):
+        if self.name.startswith(compressai_codecs.PREFIX):
             return ".bin"
         return CLASSICAL[self.name].suffix if self.name in CLASSICAL else ".roe"
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names or directories of codling's models that it takes: its own, and the one that finishes."""
-        if self.name in CLASSICAL or self.name.startswith(learned.PREFIX):
+        if self.name in CLASSICAL or self.name.startswith(compressai_codecs.PREFIX):
             return ()
         return (self.name, *(value for key, value in self.options if key == "finish"))
 
@@ -120,13 +121,13 @@ class Setting:
 
     @property
     def _quality(self) -> int:
-        """Of a learned codec, 1 to 8."""
+        """Of a CompressAI codec, 1 to 8."""
         return int(dict(self.options).get("quality", 1))
 
     def encode(self, path: Path) -> bytes:
         """The picture at `path` as a file's bytes."""
-        if self.name.startswith(learned.PREFIX):
-            return learned.encode(load_picture(path).rgb, self.name, self._quality)
+        if self.name.startswith(compressai_codecs.PREFIX):
+            return compressai_codecs.encode(load_picture(path).rgb, self.name, self._quality)
         if self.name not in CLASSICAL:
             model = self._model()
             names = ROE_RATES | {"level": "level"} if model.codec_id is CodecId.OSCAR else ROE_RATES
@@ -139,8 +140,8 @@ class Setting:
 
     def decode(self, data: bytes) -> Image.Image:
         """The bytes alone, back to a picture."""
-        if self.name.startswith(learned.PREFIX):
-            return Image.fromarray(learned.decode(data, self.name, self._quality))
+        if self.name.startswith(compressai_codecs.PREFIX):
+            return Image.fromarray(compressai_codecs.decode(data, self.name, self._quality))
         if self.name not in CLASSICAL:
             return self._decode_roe(data)
         excess = (0, 0)
@@ -157,7 +158,7 @@ class Setting:
 
     def fingerprint(self) -> str:
         """What besides the setting decides the result: versions of libraries, or the model's id."""
-        if self.name.startswith(learned.PREFIX):
+        if self.name.startswith(compressai_codecs.PREFIX):
             return f"compressai {distribution_version('compressai')}"
         if self.name not in CLASSICAL:
             finish = dict(self.options).get("finish")
@@ -193,7 +194,7 @@ def folder_of(label: str) -> str:
     return label.replace("/", "_").replace(":", "_")
 
 
-# The keys a specification may set, with what turns their text into a value.
+# The keys a specification of a model may set, with what turns their text into a value.
 ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
     "steps": int, "guidance": float, "sampler": str, "seed": int, "score": float, "finish": str,
     "codec": str, "bytes": int, "bpp": float, "psnr": float, "level": int,
@@ -201,7 +202,6 @@ ROE_KEYS: Mapping[str, Callable[[str], Any]] = {
 DECODING_KEYS = ("steps", "guidance", "sampler", "seed", "score", "finish")
 # What `encode` calls the keys that set a rate; a level is DiffC's noise level, but of OSCAR an entry of its table.
 ROE_RATES = {"bytes": "max_bytes", "bpp": "bpp", "psnr": "psnr", "level": "noise_level"}
-CLASSICAL_KEYS: Mapping[str, Callable[[str], object]] = {"quality": int, "speed": int, "method": int, "effort": int}
 
 
 def parse_specs(specs: Iterable[str], *, device: str = "auto") -> list[Setting]:
@@ -233,9 +233,9 @@ def parse_spec(spec: str) -> list[Setting]:
     if "/" in head and head.rpartition("/")[2].isdigit():
         name, _, text = head.rpartition("/")
         factor = int(text)
-    if name.startswith(learned.PREFIX) and not learned.available():
+    if name.startswith(compressai_codecs.PREFIX) and not compressai_codecs.available():
         raise ConfigError(f"codec {spec!r} needs the package compressai: pip install compressai")
-    names = {*CLASSICAL, *learned.available(), *(entry.name for entry in entries())}
+    names = {*CLASSICAL, *compressai_codecs.available(), *(entry.name for entry in entries())}
     if name not in names and not Path(name).is_dir():
         raise ConfigError(
             f"codec {spec!r}: unknown codec {name!r}{suggest(name, names)}; wanted one of {', '.join(sorted(names))}, "
@@ -249,21 +249,27 @@ def parse_spec(spec: str) -> list[Setting]:
         raise ConfigError(f"codec {spec!r}: only classical codecs take a factor of shrinking")
     if not 1 <= factor <= 128:
         raise ConfigError(f"codec {spec!r}: the factor of shrinking must be 1 to 128, got {factor}")
-    keys = CLASSICAL_KEYS if name in CLASSICAL else ROE_KEYS
-    if name.startswith(learned.PREFIX):
-        keys = {"quality": int}
-    choices = []
+    keys, choices = _keys(name), {}
     for group in groups:
         key, equals, values = group.partition("=")
         if not equals or key not in keys:
             raise ConfigError(f"codec {spec!r}: wanted KEY=VALUE,... with KEY in {', '.join(keys)}, got {group!r}")
+        if key in choices:
+            raise ConfigError(f"codec {spec!r}: {key} is given twice; commas separate values: {key}=VALUE,VALUE")
         for value in values.split(","):
             try:
                 keys[key](value)
             except ValueError:
                 raise ConfigError(f"codec {spec!r}: {key} cannot be {value!r}") from None
-        choices.append([(key, value) for value in values.split(",")])
-    return [Setting(name, factor, combination) for combination in itertools.product(*choices)]
+        choices[key] = [(key, value) for value in values.split(",")]
+    return [Setting(name, factor, combination) for combination in itertools.product(*choices.values())]
+
+
+def _keys(name: str) -> Mapping[str, Callable[[str], Any]]:
+    """The keys that a codec has, with what turns their text into a value."""
+    if name in CLASSICAL:
+        return dict.fromkeys(CLASSICAL[name].keys, int)
+    return {"quality": int} if name.startswith(compressai_codecs.PREFIX) else ROE_KEYS
 
 
 def _classical(name: str) -> Classical:
@@ -272,7 +278,7 @@ def _classical(name: str) -> Classical:
         if codec.module:
             import_module(codec.module)
     except ImportError as error:
-        raise ConfigError(f"{name}: this format needs `pip install codling[eval]` ({error})") from error
+        raise ConfigError(f"{name}: this format needs the eval extra: pip install 'codling[eval]' ({error})") from error
     if name == "avif" and not features.check("avif"):
         raise ConfigError("avif: this Pillow has no AVIF; install Pillow 11.3 or later from its wheels")
     return codec

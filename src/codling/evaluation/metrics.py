@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from codling.perceptual import Perceptual
 
 MS_SSIM_SMALLEST = 161
-# Of pictures that networks look at.
-SMALLEST_SIDE = 32
 
 
 class UnavailableError(CodlingError):
@@ -41,7 +39,7 @@ def ms_ssim(reference: np.ndarray, decoded: np.ndarray) -> float:
     try:
         from pytorch_msssim import ms_ssim as library
     except ImportError:
-        raise UnavailableError("MS-SSIM needs pytorch-msssim: pip install codling[eval]") from None
+        raise UnavailableError("MS-SSIM needs pytorch-msssim: pip install 'codling[eval]'") from None
     return float(library(_tensor(reference, 1.0), _tensor(decoded, 1.0), data_range=255))
 
 
@@ -63,8 +61,10 @@ def _seen(load: "Callable[[torch.device], Perceptual]", reference: np.ndarray, d
     import torch
 
     try:
+        # Outside of the inference mode: a network made in it is kept, and could give training no gradient any more.
+        network = load(torch.device("cpu"))
         with torch.inference_mode():
-            return float(load(torch.device("cpu"))(_unit(decoded), _unit(reference)))
+            return float(network(_unit(decoded), _unit(reference)))
     except (ModelError, ImageError) as error:
         raise UnavailableError(str(error)) from error
 
@@ -125,6 +125,8 @@ def measure(reference: np.ndarray, decoded: np.ndarray, names: tuple[str, ...]) 
 
 def fetch(names: tuple[str, ...]) -> None:
     """Download what the named metrics need; where it cannot be had, measuring says so."""
+    from codling.perceptual import SMALLEST_SIDE
+
     blank = np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8)
     measure(blank, blank, tuple(name for name in names if name in LEARNED_METRICS))
 

@@ -46,7 +46,7 @@ def patch_distances(pairs: list[tuple[Path, Path]], *, size: int, features: "Mod
     except (ImportError, OSError) as error:
         raise UnavailableError(
             "FID and KID need torchmetrics, torch-fidelity and Inception weights that it downloads: "
-            f"pip install codling[eval] torch-fidelity ({str(error).splitlines()[0]})"
+            f"pip install 'codling[eval]' torch-fidelity ({str(error).splitlines()[0]})"
         ) from error
     for side, real in ((0, True), (1, False)):
         for batch in _batches([pair[side] for pair in pairs], size):

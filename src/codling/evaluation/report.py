@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codling.errors import CodlingError, RateError
+from codling.errors import CodlingError, ModelError
 from codling.evaluation.contenders import folder_of
 from codling.evaluation.metrics import METRICS
 from codling.evaluation.runner import Results
-from codling.evaluation.summary import Point, bd_rates
+from codling.evaluation.summary import BdRateError, Point, bd_rates
 from codling.pictures import load_picture
 
 WEBP_QUALITY = 90
@@ -42,6 +42,7 @@ def build(
 
     out: the evaluation's folder, images: the originals'. budgets: rates in bpp at which pictures are shown, each codec
     by its setting of the nearest mean rate. pictures: names of files to show. reference: the curve BD rates refer to.
+    Raises ModelError without the packages of the extra `eval`.
     """
     if not points:
         raise CodlingError(f"{out} holds no measurement to report; run `codling eval` first")
@@ -63,20 +64,29 @@ def build(
         title=html.escape(title),
         summary=summary,
         curves="".join(_curve(points, name) for name in names),
-        table=_table(points, names),
+        table=_table(points, names, count),
         bd=_bd_table(results, points, names, reference) if reference else "",
         machine=html.escape(", ".join(f"{key} {value}" for key, value in machine.items())),
         data=json.dumps(data).replace("</", "<\\/"),
     )
 
 
+def rate_to_show(points: list[Point]) -> float:
+    """Of the settings' mean rates, one that has settings of as many curves as possible near it."""
+    return max((p.bpp.mean for p in points), key=lambda rate: len({p.curve for p in points if _is_near(p, rate)}))
+
+
+def _is_near(point: Point, budget: float) -> bool:
+    return budget / NEAR <= point.bpp.mean <= budget * NEAR
+
+
 def _curve(points: list[Point], metric: str) -> str:
     """Rate against a metric, one line a codec, as inline SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
+    except ImportError as error:
+        raise ModelError("reports need the package matplotlib: pip install 'codling[eval]'") from error
 
     figure = Figure(figsize=(5.6, 3.9), layout="constrained")
     axes = figure.add_subplot()
@@ -112,13 +122,17 @@ def _curve(points: list[Point], metric: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _table(points: list[Point], names: list[str]) -> str:
+def _table(points: list[Point], names: list[str], count: int) -> str:
+    """A row a setting; of how many pictures it is only where that is not always all `count` of them."""
     sets = sorted({name for point in points for name in point.over_set})
-    head = ["setting", "bytes a picture", "bpp", *(METRICS[name].title for name in names), *sets]
+    partial = any(0 < point.pictures < count for point in points)
+    head = ["setting", *(["pictures"] if partial else []), "bytes a picture", "bpp"]
+    head += [*(METRICS[name].title for name in names), *sets]
     rows = []
     for point in points:
         size = f"{point.bytes / point.pictures:.0f}" if point.pictures else "-"
-        cells = [html.escape(point.setting), size, f"{point.bpp.mean:.4f}"]
+        pictures = [str(point.pictures or "-")] if partial else []
+        cells = [html.escape(point.setting), *pictures, size, f"{point.bpp.mean:.4f}"]
         cells += [_number(point.metrics[name].mean) if name in point.metrics else "-" for name in names]
         cells += [_number(point.over_set[name]) if name in point.over_set else "-" for name in sets]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -126,7 +140,7 @@ def _table(points: list[Point], names: list[str]) -> str:
 
 
 def _bd_table(results: Results, points: list[Point], names: list[str], reference: str) -> str:
-    """BD rates of every other curve against the reference; where curves do not overlap, the reason."""
+    """BD rates of every other curve against the reference; where there is none, the reason."""
     curves = list(dict.fromkeys(point.curve for point in points))
     if reference not in curves:
         raise CodlingError(f"no curve {reference!r} to compare with; there are {', '.join(curves)}")
@@ -134,20 +148,29 @@ def _bd_table(results: Results, points: list[Point], names: list[str], reference
     for curve in curves:
         if curve == reference:
             continue
-        cells = [html.escape(curve)]
-        for name in names:
-            try:
-                rates = bd_rates(results, reference, curve, name)
-                cells.append(f"{rates['of mean curves']:+.1f}% / {rates['mean of pictures']:+.1f}%")
-            except (RateError, TypeError, KeyError):
-                cells.append("no overlap")
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        cells = [curve, *(_bd_cell(results, points, reference, curve, name) for name in names)]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{html.escape(METRICS[name].title)}</th>" for name in names)
-    note = "Bits more (+) or fewer (-) at equal quality: of the mean curves / mean of the pictures' own."
+    note = (
+        "Bits more (+) or fewer (-) at equal quality: of the mean curves / mean of the pictures' own, "
+        "over the pictures that all settings of both curves have."
+    )
     return (
         f"<h2>BD rate against {html.escape(reference)}</h2><p class='note'>{note}</p>"
         f"<table><tr><th>codec</th>{head}</tr>{''.join(rows)}</table>"
     )
+
+
+def _bd_cell(results: Results, points: list[Point], reference: str, curve: str, metric: str) -> str:
+    """BD rates in both averagings, with the number of pictures where those are not all, or why there are none."""
+    try:
+        rates = bd_rates(results, reference, curve, metric, published=[point for point in points if not point.pictures])
+    except BdRateError as error:
+        return error.reason
+    own = f"{rates['mean of pictures']:+.1f}%" if rates["pictures"] else "-"
+    count = len({row["picture"] for row in results.rows})
+    partial = f" ({rates['common']} of {count} pictures)" if 0 < rates["common"] < count else ""
+    return f"{rates['of mean curves']:+.1f}% / {own}{partial}"
 
 
 def _shown(
@@ -162,7 +185,7 @@ def _shown(
         versions = {}
         for curve in dict.fromkeys(point.curve for point in points):
             own = [p for p in points if p.curve == curve and p.setting in rows]
-            near = [p for p in own if budget / NEAR <= p.bpp.mean <= budget * NEAR]
+            near = [p for p in own if _is_near(p, budget)]
             for point in _nearest(near, budget):
                 row = rows[point.setting]
                 decoded = out / "decoded" / folder_of(point.setting) / f"{Path(name).stem}.png"
@@ -174,8 +197,10 @@ def _shown(
         if versions:
             shown[f"near {budget:g} bpp"] = versions
     if not shown:
+        rates = sorted({f"{point.bpp.mean:.3g}" for point in points if point.setting in rows}, key=float)
         raise CodlingError(
-            f"no setting is near {', '.join(map(str, budgets))} bpp; choose other rates for the pictures"
+            f"no setting is near {', '.join(map(str, budgets))} bpp; choose rates to show {name} at with --bpp, "
+            f"its settings have {', '.join(rates)}"
         )
     return {"original": _data_url(images / name), "budgets": shown}
 

@@ -26,17 +26,19 @@ from codling.errors import CodlingError, ConfigError, ImageError
 from codling.evaluation.contenders import Setting
 from codling.evaluation.metrics import METRICS, UnavailableError, check_names, fetch, measure
 from codling.evaluation.patches import SIZES, patch_distances
-from codling.files import PICTURE_SUFFIXES, write_whole
+from codling.files import pictures_under, write_whole
 from codling.pictures import load_picture
 from codling.weights.registry import locate
 
 # Patches a picture adds to the distance over the whole set: 24 pictures give 24,000 a level.
 SET_PATCHES = 1024
+# In the place of a picture's name.
+WHOLE_SET = "the whole set"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that a setting could not do."""
+    """A picture that a setting could not do, or `WHOLE_SET` where its distance over all of them could not be had."""
 
     setting: str
     picture: str
@@ -45,8 +47,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Results:
-    """All measurements, a dictionary each (see `Measurement` in `docs/evaluation.md`), and what failed.
+    """All measurements and what failed.
 
+    rows: a dictionary a measurement: its setting's label and curve; the picture's file name, width and height; bytes
+        and bpp of the file; encode_seconds and decode_seconds; metrics, a number each or why there is none; and key,
+        what all that depends on.
     sets: per setting label, distances over the whole set.
     """
 
@@ -57,9 +62,7 @@ class Results:
 
 def pictures_in(directory: Path) -> list[Path]:
     """The pictures of a folder, sorted. Raises ConfigError if there is none, or two would share a name."""
-    found = sorted(p for p in directory.glob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    if not found:
-        raise ConfigError(f"no picture in {directory} (looked for {', '.join(PICTURE_SUFFIXES)})")
+    found = pictures_under(directory, subfolders=False)
     stems = [path.stem for path in found]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise ConfigError(f"{directory} holds several pictures named {twice[0]!r}; names must differ before the suffix")
@@ -90,6 +93,11 @@ def run(
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
     sets: dict[str, dict[str, float | str]] = {}
+
+    def fail(setting: Setting, picture: str, error: Exception) -> None:
+        failures.append(Failure(setting.label, picture, described(error)))
+        report(f"failed: {setting.label} on {picture}: {described(error)}")
+
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs, context, _one_thread, (jobs,)) as encoders,
@@ -105,18 +113,24 @@ def run(
                 try:
                     done.append(chain.result())
                 except Exception as error:  # whatever a codec raises must not end the other codecs' run
-                    name = "" if isinstance(error, CodlingError) else f"{type(error).__name__}: "
-                    failures.append(Failure(setting.label, chains[chain].name, f"{name}{error}"))
-                    report(f"failed: {setting.label} on {chains[chain].name}: {name}{error}")
+                    fail(setting, chains[chain].name, error)
             done.sort(key=lambda row: row["picture"])
             rows += done
             names = {row["picture"] for row in done}
             pairs = [(p, _paths(p, setting, out).decoded) for p in pictures if p.name in names]
             if pairs:
-                sets[setting.label] = encoders.submit(set_distances, pairs, metrics).result()
+                try:
+                    sets[setting.label] = encoders.submit(set_distances, pairs, metrics).result()
+                except Exception as error:  # a worker that the system killed, for one, breaks all of them
+                    fail(setting, WHOLE_SET, error)
             if done:
                 report(_line(setting, done))
     return Results(rows, sets, failures)
+
+
+def described(error: Exception) -> str:
+    """An error as text, with its kind if it is none of codling's own, whose messages say enough."""
+    return str(error) if isinstance(error, CodlingError) else f"{type(error).__name__}: {error}"
 
 
 def set_distances(pairs: list[tuple[Path, Path]], metrics: tuple[str, ...]) -> dict[str, float | str]:

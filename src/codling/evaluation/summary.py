@@ -5,6 +5,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from codling import __version__
-from codling.errors import CodlingError, ConfigError, RateError
+from codling.errors import CodlingError, ConfigError, ModelError, RateError
 from codling.evaluation.metrics import METRICS
 from codling.evaluation.runner import Failure, Results
 from codling.files import write_whole
@@ -20,6 +21,14 @@ from codling.files import write_whole
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 PUBLISHED = ("curve", "bpp", "source")
+
+
+class BdRateError(RateError):
+    """There is no BD rate. `reason` is why, short enough for a table."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -111,55 +120,90 @@ def bd_rate(
     """Bjontegaard delta rate in percent: how many more bits `tested` takes than `reference` at equal quality.
 
     Both are (rate, quality) points, at least two. The logarithm of the rate is interpolated over the quality by PCHIP
-    and averaged over the qualities both reach. Raises RateError if they share none: nothing is extrapolated.
+    and averaged over the qualities both reach. Raises BdRateError if they share none: nothing is extrapolated. Raises
+    ModelError without scipy.
     """
-    from scipy.interpolate import PchipInterpolator
+    try:
+        from scipy.interpolate import PchipInterpolator
+    except ImportError as error:
+        raise ModelError("BD rates need the package scipy: pip install 'codling[eval]'") from error
 
     sign = 1 if higher_is_better else -1
     curves = []
     for points in (reference, tested):
         ordered = sorted((sign * quality, np.log(rate)) for rate, quality in points)
         qualities = np.array([quality for quality, _ in ordered])
-        if len(qualities) < 2 or (np.diff(qualities) <= 0).any():
-            raise RateError(f"a BD rate needs two or more points of different quality on each curve, got {points}")
+        if len(qualities) < 2 or not np.isfinite(qualities).all() or (np.diff(qualities) <= 0).any():
+            raise BdRateError(
+                "equal or infinite qualities",
+                f"a BD rate needs two or more points of different, finite quality on each curve, got {points}",
+            )
         curves.append(PchipInterpolator(qualities, [rate for _, rate in ordered], extrapolate=False))
     low = max(curve.x[0] for curve in curves)
     high = min(curve.x[-1] for curve in curves)
     if low >= high:
-        raise RateError(
+        raise BdRateError(
+            "no overlap",
             f"the curves share no quality: {sign * curves[0].x[0]:.4g} to {sign * curves[0].x[-1]:.4g} against "
-            f"{sign * curves[1].x[0]:.4g} to {sign * curves[1].x[-1]:.4g}; add settings until they overlap"
+            f"{sign * curves[1].x[0]:.4g} to {sign * curves[1].x[-1]:.4g}; add settings until they overlap",
         )
     areas = [curve.integrate(low, high) for curve in curves]
     return float(100 * (np.exp((areas[1] - areas[0]) / (high - low)) - 1))
 
 
-def bd_rates(results: Results, reference: str, tested: str, metric: str) -> dict[str, float]:
+def bd_rates(
+    results: Results, reference: str, tested: str, metric: str, *, published: Sequence[Point] = ()
+) -> dict[str, float]:
     """The BD rate of two curves in both averagings: of the mean curves, and the mean of each picture's own.
 
-    "pictures" says on how many pictures the two overlapped; the others are left out of the mean.
+    Means of different pictures do not compare: both are of the pictures, "common" their number, that all measured
+    settings of both curves have. "pictures" says on how many of those the two overlapped; the others are left out of
+    the second mean, which is NaN where none is left. Curves of `published` points have the first alone.
+    Raises BdRateError if the mean curves have no BD rate.
     """
-    direction = METRICS[metric].higher_is_better
+    settings = {curve: _by_setting(results, curve, metric) for curve in (reference, tested)}
+    quoted = {
+        curve: [(p.bpp.mean, p.metrics[metric].mean) for p in published if p.curve == curve and metric in p.metrics]
+        for curve in settings
+    }
+    for curve in settings:
+        count = len(settings[curve]) + len(quoted[curve])
+        if count < 2:
+            reason = f"{'one setting only' if count else 'not measured'}: {curve}"
+            raise BdRateError(reason, f"a BD rate by {metric} needs two or more settings that have it; {reason}")
+    measured = [*settings[reference], *settings[tested]]
+    common = sorted(set.intersection(*map(set, measured))) if measured else []
+    if measured and not common:
+        raise BdRateError("no picture in common", f"no picture has {metric} at all settings of both")
 
-    def points(curve: str, picture: str | None = None) -> list[tuple[float, float]]:
-        by_setting: dict[str, list[tuple[float, float]]] = {}
-        for row in results.rows:
-            if row["curve"] == curve and picture in (None, row["picture"]):
-                by_setting.setdefault(row["setting"], []).append((row["bpp"], row["metrics"][metric]))
-        return [(float(np.mean([r for r, _ in v])), float(np.mean([q for _, q in v]))) for v in by_setting.values()]
+    def means(curve: str, pictures: Sequence[str]) -> list[tuple[float, float]]:
+        return [_mean([setting[picture] for picture in pictures]) for setting in settings[curve]]
 
-    own = []
-    for picture in sorted({row["picture"] for row in results.rows}):
-        try:
-            own.append(bd_rate(points(reference, picture), points(tested, picture), higher_is_better=direction))
-        except RateError:
-            continue
-    averaged = bd_rate(points(reference), points(tested), higher_is_better=direction)
+    higher, own = METRICS[metric].higher_is_better, []
+    for picture in common:
+        with suppress(RateError):
+            own.append(bd_rate(means(reference, [picture]), means(tested, [picture]), higher_is_better=higher))
+    whole = [means(curve, common) + quoted[curve] for curve in (reference, tested)]
     return {
-        "of mean curves": averaged,
+        "of mean curves": bd_rate(*whole, higher_is_better=higher),
         "mean of pictures": float(np.mean(own)) if own else float("nan"),
         "pictures": len(own),
+        "common": len(common),
     }
+
+
+def _by_setting(results: Results, curve: str, metric: str) -> list[dict[str, tuple[float, float]]]:
+    """For each setting of a curve that has the metric at all, (bpp, quality) by picture."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in results.rows:
+        if row["curve"] == curve and isinstance(row["metrics"].get(metric), float):
+            found.setdefault(row["setting"], {})[row["picture"]] = (row["bpp"], row["metrics"][metric])
+    return list(found.values())
+
+
+def _mean(points: list[tuple[float, float]]) -> tuple[float, float]:
+    rate, quality = np.mean(points, axis=0)
+    return float(rate), float(quality)
 
 
 def machine() -> dict[str, str]:

@@ -195,6 +195,9 @@ class HyperCodec(nn.Module):
             mean = total / count
             _, _, components = torch.linalg.svd(products / count - torch.outer(mean, mean))
             leading = components[:width].float()
+            # Which of two signs a component gets is the library's choice; processes that train together need one.
+            largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+            leading = leading * largest.sign()
             there.weight.copy_(leading[..., None, None])  # type: ignore[operator, union-attr]
             there.bias.copy_(-leading @ mean.float())  # type: ignore[operator, union-attr]
             back.weight.copy_(leading.T[..., None, None])  # type: ignore[operator, union-attr]

@@ -6,9 +6,8 @@ v = UNet(z', the level's timestep, learned prompt);  z estimate = sqrt(a) z' - s
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoder, HyperEncoderConfig
 from codling.models.rate_levels import RateLevel, Tokens
-from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, UNetConfig, diffusers_classes
+from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, StableDiffusionNetworks, UNetConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class LevelConfig:
 class OscarStableDiffusionConfig:
     """The whole model. The noise schedule is Stable Diffusion's "scaled linear" one; the UNet predicts v.
 
-    levels: by ascending rate. prompt_tokens: rows of the learned prompt.
+    levels: by ascending rate. prompt_tokens: rows of the learned prompt. The last three are those of `schedule`. They
+    are not nested, as models imported so far have them like this, and what a model's id is of covers its settings.
     """
 
     levels: tuple[LevelConfig, ...]
@@ -48,20 +48,17 @@ class OscarStableDiffusionConfig:
         unet = 2 ** (len(self.unet.block_out_channels) - 1)
         return self.autoencoder.stride * max(unet, *(level.hyper_encoder.stride for level in self.levels))
 
-    def signal_shares(self) -> Tensor:
-        """The schedule's alpha-bar, (train_timesteps,)."""
-        return NoiseSchedule(self.beta_start, self.beta_end, self.train_timesteps).signal_shares()
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(self.beta_start, self.beta_end, self.train_timesteps)
 
 
-class OscarStableDiffusion(nn.Module):
-    """Keeps the contract of `OscarModel`; its tokens carry the gains of the latent's channels."""
+class OscarStableDiffusion(StableDiffusionNetworks):
+    """Keeps the contract of `LatentModel`, and has timesteps; its tokens carry the gains of the latent's channels."""
 
     def __init__(self, config: OscarStableDiffusionConfig):
-        super().__init__()
-        unet_class, autoencoder_class = diffusers_classes()
+        super().__init__(config.unet, config.autoencoder)
         self.config = config
-        self.unet: Any = unet_class(**asdict(config.unet))
-        self.autoencoder: Any = autoencoder_class(**asdict(config.autoencoder))
         self.hyper_encoders = nn.ModuleList(HyperEncoder(level.hyper_encoder) for level in config.levels)
         self.prompt = nn.Parameter(torch.zeros(config.prompt_tokens, config.unet.cross_attention_dim))
         self.eval()
@@ -81,7 +78,7 @@ class OscarStableDiffusion(nn.Module):
 
     @cached_property
     def levels(self) -> tuple[RateLevel, ...]:
-        stride, shares = self.config.autoencoder.stride, self.config.signal_shares().double()
+        stride, shares = self.config.autoencoder.stride, self.signal_shares().double()
         times = shares.sqrt() / (shares.sqrt() + (1 - shares).sqrt())
         return tuple(
             RateLevel(
@@ -89,6 +86,15 @@ class OscarStableDiffusion(nn.Module):
             )
             for level in self.config.levels
         )
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """What the UNet is told of each level."""
+        return tuple(level.timestep for level in self.config.levels)
+
+    def signal_shares(self) -> Tensor:
+        """alpha-bar of each timestep, descending, (train_timesteps,)."""
+        return self.config.schedule.signal_shares()
 
     def encode(self, image: Tensor, level: int) -> Tokens:
         """Image (B, 3, H, W) in [-1, 1] -> tokens. The latent is the posterior's mean; published, a sample of it."""
@@ -105,14 +111,7 @@ class OscarStableDiffusion(nn.Module):
 
     def decode(self, tokens: Tokens, level: int) -> Tensor:
         """Tokens -> image (B, 3, H, W) in [-1, 1]."""
-        latent = self.denoise(self.rough_latent(tokens, level), level)
-        image: Tensor = self.autoencoder.decode(latent / self.config.autoencoder.scaling_factor).sample
-        return image.clamp(-1, 1)
-
-    def latent(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) -> latent (B, C, H / 8, W / 8), scaled to about unit variance."""
-        mean: Tensor = self.autoencoder.encode(image).latent_dist.mean
-        return mean * self.config.autoencoder.scaling_factor
+        return self.image(self.denoise(self.rough_latent(tokens, level), level)).clamp(-1, 1)
 
     def rough_latent(self, tokens: Tokens, level: int) -> Tensor:
         """What the tokens say of the latent, (B, C, H / 8, W / 8), every channel at its transmitted norm."""
@@ -122,14 +121,14 @@ class OscarStableDiffusion(nn.Module):
 
     def velocity(self, rough: Tensor, level: int) -> Tensor:
         """The UNet's v = sqrt(a) noise - sqrt(1 - a) data (Salimans and Ho 2022) at a level's timestep."""
-        timestep = torch.full(rough.shape[:1], self.config.levels[level].timestep, device=rough.device)
+        timestep = torch.full(rough.shape[:1], self.timesteps[level], device=rough.device)
         prompt = self.prompt.expand(len(rough), -1, -1)
         v: Tensor = self.unet(rough, timestep, encoder_hidden_states=prompt).sample
         return v
 
     def denoise(self, rough: Tensor, level: int) -> Tensor:
         """The latent that one evaluation makes of a rough one."""
-        share = float(self.config.signal_shares()[self.config.levels[level].timestep])
+        share = float(self.signal_shares()[self.timesteps[level]])
         return share**0.5 * rough - (1 - share) ** 0.5 * self.velocity(rough, level)
 
     def hyper_encoder(self, level: int) -> HyperEncoder:

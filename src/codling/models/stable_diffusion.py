@@ -1,13 +1,12 @@
 """Stable Diffusion 1 and 2 without text (`diffusers` extra): autoencoder, UNet, and the empty prompt's embedding."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codling.errors import ConfigError
-from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, UNetConfig, diffusers_classes
+from codling.models.stable_diffusion_parts import AutoencoderConfig, NoiseSchedule, StableDiffusionNetworks, UNetConfig
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -42,15 +41,12 @@ class StableDiffusionConfig:
         return self.autoencoder.stride * 2 ** (len(self.unet.block_out_channels) - 1)
 
 
-class StableDiffusion(nn.Module):
+class StableDiffusion(StableDiffusionNetworks):
     """The networks. The prompt never changes, so of the text encoder only its output is kept, (tokens, width)."""
 
     def __init__(self, config: StableDiffusionConfig):
-        super().__init__()
-        unet_class, autoencoder_class = diffusers_classes()
+        super().__init__(config.unet, config.autoencoder)
         self.config = config
-        self.unet: Any = unet_class(**asdict(config.unet))
-        self.autoencoder: Any = autoencoder_class(**asdict(config.autoencoder))
         self.register_buffer("prompt", torch.zeros(config.prompt_tokens, config.unet.cross_attention_dim))
         self.prompt: Tensor
         self.eval()
@@ -64,13 +60,3 @@ class StableDiffusion(nn.Module):
         prompt = self.prompt.expand(len(state), -1, -1)
         predicted: Tensor = self.unet(state, timestep, encoder_hidden_states=prompt).sample
         return predicted
-
-    def latent(self, image: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [-1, 1] -> latent (B, C, H / 8, W / 8) of about unit variance: the posterior's mean."""
-        mean: Tensor = self.autoencoder.encode(image).latent_dist.mean
-        return mean * self.config.autoencoder.scaling_factor
-
-    def image(self, latent: Tensor) -> Tensor:
-        """The inverse of `latent`, as well as the autoencoder can."""
-        image: Tensor = self.autoencoder.decode(latent / self.config.autoencoder.scaling_factor).sample
-        return image

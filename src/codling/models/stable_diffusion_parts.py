@@ -1,10 +1,10 @@
-"""What models on Stable Diffusion are made of: settings of its networks, its noise schedule (`diffusers` extra)."""
+"""What models on Stable Diffusion are made of: its networks, their settings, its noise schedule (`diffusers` extra)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codling.errors import ModelError
 
@@ -60,6 +60,27 @@ class NoiseSchedule:
         """alpha-bar of each timestep, descending, (train_timesteps,), float32 as published."""
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_timesteps, device="cpu") ** 2
         return (1 - betas).cumprod(0)
+
+
+class StableDiffusionNetworks(nn.Module):
+    """The UNet and the autoencoder, and pictures to and from the latents of the second."""
+
+    def __init__(self, unet: UNetConfig, autoencoder: AutoencoderConfig):
+        super().__init__()
+        unet_class, autoencoder_class = diffusers_classes()
+        self.unet: Any = unet_class(**asdict(unet))
+        self.autoencoder: Any = autoencoder_class(**asdict(autoencoder))
+        self.scaling_factor = autoencoder.scaling_factor
+
+    def latent(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] -> latent (B, C, H / 8, W / 8) of about unit variance: the posterior's mean."""
+        mean: Tensor = self.autoencoder.encode(image).latent_dist.mean
+        return mean * self.scaling_factor
+
+    def image(self, latent: Tensor) -> Tensor:
+        """The inverse of `latent`, as well as the autoencoder can."""
+        image: Tensor = self.autoencoder.decode(latent / self.scaling_factor).sample
+        return image
 
 
 def diffusers_classes() -> tuple[Any, Any]:

@@ -1,7 +1,8 @@
 """Several stages by one command, in one directory, resumable in the middle of any of them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from codling.errors import ConfigError
 from codling.training import checkpoint
 from codling.training.engine import Strategy
-from codling.training.loop import CHECKPOINT, train
+from codling.training.loop import CHECKPOINT, RUNS, train
 from codling.training.recipes import RunConfig
 from codling.training.run import Run
 from codling.training.shards import find_shards
@@ -31,6 +32,8 @@ def train_stages(
 
     Each starts from the averaged weights of the one before, the first from those of the model `begin_from`, a name or
     a directory, if there is one and no checkpoint yet. Returns the run of the stage that was trained last.
+
+    Raises ConfigError or ModelError before any of them trains where a later one could not begin.
     """
     names, begin = list(stages), time.monotonic()
     if not names:
@@ -38,7 +41,9 @@ def train_stages(
     for config in stages.values():
         find_shards(config.data)  # a setting that cannot be right ends the run here, not after its first stage
     begun = stage_of(directory)
-    for number in range(names.index(begun) if begun in names else 0, len(names)):
+    first = names.index(begun) if begun in names else 0
+    check_beginnings(stages[name] for name in names[first + 1 :])
+    for number in range(first, len(names)):
         name = names[number]
         left = None if max_minutes is None else max_minutes - (time.monotonic() - begin) / 60
         run = train(
@@ -50,6 +55,16 @@ def train_stages(
         if run.step < run.config.steps:
             break
     return run
+
+
+def check_beginnings(stages: Iterable[RunConfig]) -> None:
+    """Raises ConfigError or ModelError where a stage could not begin, as for want of weights that it loads.
+
+    Each is made on a device that holds no values, so that nothing of it takes memory while others train.
+    """
+    for config in stages:
+        # Of any other precision the engine would say that it uses it.
+        RUNS[type(config)](replace(config, precision="float32"), torch.device("meta"))  # type: ignore[call-arg]
 
 
 def stage_of(directory: Path) -> str | None:

@@ -93,8 +93,17 @@ class CoDRun(Run[TrainingConfig]):
         transformer.output_and_tokens = torch.compile(transformer.output_and_tokens)
 
     def prepare(self, pictures: Callable[[], list[np.ndarray]]) -> None:
-        """Convolutions begin as their priors, or else with the pictures' spectrum."""
+        """Convolutions begin as their priors, or else with the pictures' spectrum.
+
+        Raises ConfigError if the run leaves the encoder as it is, which without a beginning is untrained.
+        """
         config = self.config
+        frozen = "finish=true" if config.finish else "freeze_encoder_from=0"
+        if config.finish or config.freeze_encoder_from == 0:
+            raise ConfigError(
+                f"training: {frozen} goes on from a trained model, and there is none in this directory; train a recipe "
+                "with all stages, like `cod-xs`, or name a model to begin from (--from)"
+            )
         if config.model.convolution is None and config.model.finisher is None:
             return
         images = [torch.from_numpy(to_image_array(picture)) for picture in pictures()]

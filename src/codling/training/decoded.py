@@ -47,7 +47,9 @@ class OneStep:
             for image, generator in zip(images.cpu(), random, strict=True)
         ])[..., : images.shape[2], : images.shape[3]].to(images)  # fmt: skip
         noise = [generator.standard_normal(images.shape[1:], np.float32) for generator in random]
-        s = self.network.noise_of(torch.full((len(images),), self.codec.finishing_error(), device=images.device))
+        # The same for all, so that what is costly to find is found for one.
+        s = self.network.noise_of(torch.tensor([self.codec.finishing_error()], device=images.device))
+        s = s.expand(len(images))
         return self.network.noisy(coarse, s, torch.from_numpy(np.stack(noise)).to(images)), coarse, s
 
 

@@ -19,8 +19,8 @@ from codling.pictures import to_image_array
 from codling.training.data import load_pictures
 from codling.training.index_maps import index_maps
 from codling.training.loop import spectrum_pictures
+from codling.training.oscar_run import OscarRun
 from codling.training.run import Run
-from codling.training.walks import Jumps
 from codling.weights.catalogue import Precision
 from codling.weights.store import Manifest, Parts, round_weights, save_model
 
@@ -57,7 +57,7 @@ def export_run(
     round_weights(model, precision)
     if isinstance(model, Denoiser):
         return save_model(directory, denoiser_parts(run, model, error_pictures), precision=precision)
-    if isinstance(model, Oscar):
+    if isinstance(run, OscarRun):
         return save_model(directory, oscar_parts(run, model, pictures), precision=precision)
     # Indices are of the picture itself, in latent space too: no autoencoder is needed for them.
     parts = Parts(model, autoencoder=run.config.autoencoder)
@@ -77,7 +77,7 @@ def denoiser_parts(run: Run[Any], model: Denoiser, count: int) -> Parts:
     return Parts(model, error_tables={False: tables}, diffc=HIDING)
 
 
-def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
+def oscar_parts(run: OscarRun, model: Oscar, count: int) -> Parts:
     """An OSCAR model with index tables for every level, small ones, and for DiffC what its jumps were planned with."""
     stacks = index_maps(Parts(model), _pictures(run, count))
     maps = ([indices[depth] for indices in stack] for stack in stacks for depth in range(len(stack[0])))
@@ -85,7 +85,7 @@ def oscar_parts(run: Run[Any], model: Oscar, count: int) -> Parts:
         fit_index_model(found, level.codebook_size, groups=table_groups(level.codebook_size))
         for found, level in zip(maps, model.levels, strict=True)
     )
-    steps = Jumps.of(run.config.jump_as, device=torch.device("cpu"), linear=True).walks
+    steps = run.jumps.walks
     return Parts(model, index_models=tuple(tables), error_tables={False: steps.tables}, diffc=steps.settings)
 
 

@@ -40,7 +40,7 @@ class OscarRun(Run[OscarTraining]):
     Where their terms count: the networks of perceptual distances, and what matches distributions.
     """
 
-    shape = ("hyper", "denoiser", "grain")
+    shape = ("hyper", "denoiser", "grain", "noise_share")
 
     def __init__(self, config: OscarTraining, device: torch.device):
         if set(config.weights) != set(oscar_weights()):
@@ -66,9 +66,11 @@ class OscarRun(Run[OscarTraining]):
         super().__init__(config, device, model, nn.Module())
         self.codebooks = [CodebookAverage(embedding) for embedding in self._embeddings()]
         self.errors = torch.ones(len(config.model.hyper.levels), device=device)
+        # Even where none is trained on: the model is exported with their tables, and a wrong name is to be found now.
+        self.jumps = Jumps.of(config.jump_as, device=device, linear=True)
         self.others: dict[str, tuple[Decoded, float]] = {}
         if config.jump_share:
-            self.others[config.jump_as] = Jumps.of(config.jump_as, device=device, linear=True), config.jump_share
+            self.others[config.jump_as] = self.jumps, config.jump_share
         for name in config.finish_as if config.finish_share else ():
             self.others[name] = decoded_by(name, model, device=device), config.finish_share / len(config.finish_as)
         self._coded: list[Coded] = []
@@ -113,7 +115,7 @@ class OscarRun(Run[OscarTraining]):
         if self.config.restore_from == 0:
             raise ConfigError(
                 "training: restore_from=0 goes on from trained tokens, and there are none in this directory; train "
-                "`oscar-s`, which has both stages, or set restore_from"
+                "`oscar-s`, which has both stages, set restore_from, or name a model to begin from (--from)"
             )
         images, grid = [], self.config.model.grid
         for picture in pictures():

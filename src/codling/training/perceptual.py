@@ -21,13 +21,17 @@ def load_perceptual(names: Collection[str], *, device: torch.device) -> dict[str
     lpips: with VGG-16; lpips_alex: with AlexNet, a twentieth of the operations. dists_edges: DISTS of the `edges`
     (published OSCAR has both).
     """
-    try:
-        return {name: _distance(name, device) for name in PERCEPTUAL if name in names}
-    except ModelError as error:
-        raise ConfigError(
-            f"training: weights.{' and weights.'.join(sorted(names))} cannot count: {error}. Set them to 0 to train "
-            "without"
-        ) from error
+    found: dict[str, Distance] = {}
+    missing: dict[str, list[str]] = {}
+    for name in sorted(names, key=PERCEPTUAL.index):
+        try:
+            found[name] = _distance(name, device)
+        except ModelError as error:
+            missing.setdefault(str(error), []).append(f"weights.{name}")
+    if missing:
+        reasons = "; ".join(f"{' and '.join(terms)} cannot count: {reason}" for reason, terms in missing.items())
+        raise ConfigError(f"training: {reasons}. Set them to 0 to train without")
+    return found
 
 
 def _distance(name: str, device: torch.device) -> Distance:

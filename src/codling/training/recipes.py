@@ -238,8 +238,11 @@ class OscarTraining(RunConfig):
                 "training: with freeze_denoiser what reads tokens learns, and nothing where samples are distilled; "
                 f"set weights.sampled=0, got {self.weights['sampled']}"
             )
-        if self.finish_share and not self.finish_as:
-            raise ConfigError("training: finish_share needs models in finish_as, got none")
+        if self.finish_share and (not self.finish_as or len(set(self.finish_as)) < len(self.finish_as)):
+            got = ", ".join(self.finish_as) or "none"
+            raise ConfigError(f"training: finish_share needs models in finish_as, each of them once, got {got}")
+        if self.sampled_steps < 1:
+            raise ConfigError(f"training: sampled_steps must be at least 1, got {self.sampled_steps}")
         if self.jump_as in self.finish_as and min(self.jump_share, self.finish_share) > 0:
             raise ConfigError(f"training: jump_as and finish_as must be different models, got {self.jump_as} in both")
         if self.weights.get("sliced", 0) > 0 and self.crop < 2 * SMALLEST_SIDE:

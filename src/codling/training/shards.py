@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from codling.errors import ConfigError
+from codling.files import PICTURE_SUFFIXES, files_under
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 # How often a shard behind a URL is tried; the pause before the next try is so many seconds times those that failed.
 TRIES, PAUSE = 3, 2.0
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -73,18 +73,15 @@ def entries(data: str) -> Iterator[Entry]:
     for shard in shards:
         yield from shard_entries(shard)
     if not shards:
-        for path in sorted(Path(data).rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                yield from _file(path)
+        yield from map(_file, files_under(Path(data), PICTURE_SUFFIXES))
 
 
-def _file(path: Path) -> Iterator[Entry]:
-    """A picture file, none where it is a directory, or an empty entry where it cannot be read."""
+def _file(path: Path) -> Entry:
+    """A picture file, or an empty entry where it cannot be read."""
     try:
-        if path.is_file():
-            yield Entry(str(path), path.read_bytes())
+        return Entry(str(path), path.read_bytes())
     except OSError as error:
-        yield Entry(f"{path} ({type(error).__name__})", b"")
+        return Entry(f"{path} ({type(error).__name__})", b"")
 
 
 def shard_entries(shard: str) -> Iterator[Entry]:
@@ -112,7 +109,7 @@ def shard_entries(shard: str) -> Iterator[Entry]:
 def _members(shard: str) -> Iterator[Entry]:
     with open_shard(shard) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         for member in tar:
-            if Path(member.name).suffix.lower() in SUFFIXES and (content := tar.extractfile(member)):
+            if Path(member.name).suffix.lower() in PICTURE_SUFFIXES and (content := tar.extractfile(member)):
                 yield Entry(f"{shard}/{member.name}", content.read())
 
 

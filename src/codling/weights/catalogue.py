@@ -14,7 +14,7 @@ from codling.errors import ModelError
 
 # How weights are stored, see `packing`.
 Precision = Literal["float32", "float16", "int8"]
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Where in a run's directory training leaves the model.
 RUN_MODEL = "model"
 FORMAT = 1

@@ -1,6 +1,7 @@
 """Models ready to code: from a name, a directory, or the id that a stream carries."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,10 @@ def load_codec(directory: Path, *, name: str, device: torch.device, codec: Codec
         raise ModelError(f"model {name} has no codec {codec.name.lower()}; its own is {own.name.lower()}")
     backbone = backbone_of(parts, name=name)
     if not parts.error_tables:
-        raise ModelError(f"model {name} is not calibrated for DiffC yet: run `codling calibrate {name} --images DIR`")
+        raise ModelError(
+            f"model {name} is not calibrated for DiffC yet: run `codling calibrate {shlex.quote(str(directory))} "
+            "--images DIR -o NEW`, and encode with model NEW"
+        )
     return DiffCCodec(backbone, parts.diffc or DiffCConfig(), parts.error_tables, name=name, model_id=number)
 
 

@@ -4,10 +4,7 @@
 hash is checked when they are read.
 """
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -33,10 +30,10 @@ from codling.models.stable_diffusion import StableDiffusion, StableDiffusionConf
 from codling.models.wiener import WienerConfig, WienerFilter
 from codling.nn.uninitialised import uninitialised
 from codling.rcc.plan import ErrorTable
-from codling.weights.catalogue import CONFIG, FORMAT, Precision, read_config
+from codling.weights.catalogue import CONFIG, FORMAT, WEIGHTS, Precision, read_config
+from codling.weights.directories import file_sha256, whole_directory
 from codling.weights.packing import pack, unpack
 
-WEIGHTS = "model.safetensors"
 # What codes the indices: of tables `index_model.groups` and `.weights`, of a network `index_model.looks` and so on; of
 # models with levels `index_model.3.groups` and so on.
 INDEX_MODEL = "index_model"
@@ -104,8 +101,7 @@ class Parts:
 
 
 def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32") -> Manifest:
-    """Write a model directory; files appear under their final names only when complete. Many processes may write the
-    same model at once."""
+    """Write a model directory, as `whole_directory` does. Many processes may write the same model at once."""
     stored = stored_weights(parts.model.state_dict(), precision)
     if parts.index_model is not None:
         stored |= _index_tensors(INDEX_MODEL, parts.index_model)
@@ -114,15 +110,12 @@ def save_model(directory: Path, parts: Parts, *, precision: Precision = "float32
     for conditional, tables in parts.error_tables.items():
         stored |= _error_tensors(_table_name(conditional), tables)
     kind = next(name for name, (_, network) in KINDS.items() if type(parts.model) is network)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".") as name:
-        weights, config = Path(name, WEIGHTS), Path(name, CONFIG)
+    with whole_directory(directory) as new:
+        weights = new / WEIGHTS
         save_file(stored, weights)
         weights.chmod(0o644)  # safetensors writes for the owner alone, and models are shared
         manifest = Manifest(FORMAT, kind, file_sha256(weights), parts.model.config, parts.autoencoder, parts.diffc)
-        config.write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
-        os.replace(weights, directory / WEIGHTS)
-        os.replace(config, directory / CONFIG)
+        (new / CONFIG).write_text(json.dumps(to_dict(manifest), indent=2) + "\n")
     return manifest
 
 
@@ -166,12 +159,6 @@ def load_parts(directory: Path, *, device: torch.device) -> Parts:
         manifest.diffc,
         manifest.autoencoder,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _index_tensors(prefix: str, index_model: IndexPredictor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from codling.errors import ModelError
 from codling.models.hyper_encoder import HyperEncoderConfig
 from codling.models.oscar_stable_diffusion import LevelConfig, OscarStableDiffusion, OscarStableDiffusionConfig
 from codling.nn.uninitialised import uninitialised
-from codling.weights.importers.published import check_fit, read_tensors, renamed
+from codling.weights.importers.published import SHOWN, check_fit, read_tensors, renamed
 from codling.weights.importers.stable_diffusion import Pipeline, read_pipeline
 
 # Of the published rates, ascending; the checkpoint does not hold them.
@@ -71,8 +71,6 @@ def load_stable_diffusion(name: str) -> Pipeline:
 def model_from_published(checkpoint: Mapping[str, Any], base: Pipeline) -> OscarStableDiffusion:
     """The model with its adapters still apart, as published. Raises ModelError naming tensors that do not fit."""
     groups = hyper_encoder_states(checkpoint["hyper_encoders"])
-    if len(groups) != len(TIMESTEPS):
-        raise ModelError(f"the checkpoint has {len(groups)} hyper-encoders; wanted {len(TIMESTEPS)}, one a rate")
     config = OscarStableDiffusionConfig(
         levels=tuple(
             LevelConfig(hyper_encoder_config(state), step) for state, step in zip(groups, TIMESTEPS, strict=True)
@@ -134,14 +132,26 @@ def merge_adapters(model: OscarStableDiffusion) -> OscarStableDiffusion:
 
 
 def hyper_encoder_states(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Published `hyper_encoders` -> our state dict of each."""
-    count = 1 + max((int(name.split(".")[0]) for name in state), default=-1)
-    groups: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    """Published `hyper_encoders` -> our state dict of each. Raises ModelError unless there is one for every rate."""
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
-        number, rest = name.split(".", 1)
+        parts = re.fullmatch(r"([0-9]+)\.(.+)", name)
+        if parts is None:
+            raise ModelError(
+                f"the checkpoint's hyper-encoders have a tensor {name!r}; wanted names that begin with the number of "
+                "the rate, such as 0.backbone.0.weight: is it as its authors saved it?"
+            )
+        number, rest = parts.groups()
+        group = groups.setdefault(number, {})
         if rest not in TRAINING_ONLY:
-            groups[int(number)][rest] = value[0] if rest == "quantizer._codebook.embed" else value
-    return [renamed(group, rename) for group in groups]
+            group[rest] = value[0] if rest == "quantizer._codebook.embed" else value
+    wanted = [str(number) for number in range(len(TIMESTEPS))]
+    if set(groups) != set(wanted):
+        raise ModelError(
+            f"the checkpoint has {len(groups)} hyper-encoders; wanted {len(wanted)}, one a rate, with the numbers "
+            f"{wanted[0]} to {wanted[-1]}, got {', '.join(sorted(groups)[:SHOWN]) or 'none'}"
+        )
+    return [renamed(groups[number], rename) for number in wanted]
 
 
 NAMES = [

@@ -67,7 +67,7 @@ def read_pipeline(name: str) -> Pipeline:
         scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
         unet, unet_said = unet_class.from_pretrained(name, subfolder="unet", output_loading_info=True)
         autoencoder, said = autoencoder_class.from_pretrained(name, subfolder="vae", output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # `diffusers` raises a zoo of types on damaged files
         raise ModelError(
             f"{name} is not a Stable Diffusion that can be read: {error}. Wanted, as a directory or hub name in "
             "diffusers layout, the folders unet, vae and scheduler. stabilityai/stable-diffusion-2-1 is no longer on "
@@ -96,10 +96,10 @@ def empty_prompt(name: str) -> Tensor:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer")
         loaded: Any = CLIPTextModel.from_pretrained(name, subfolder="text_encoder", output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # safetensors, tokenizers and `transformers` have types of their own for damaged files
         raise ModelError(
             f"the text encoder of {name} cannot be read: {error}. Wanted, beside unet, vae and scheduler, the folders "
-            "tokenizer and text_encoder in diffusers layout"
+            "tokenizer and text_encoder in diffusers layout; where they are there, get them again"
         ) from error
     encoder, said = loaded
     check_whole(said, f"{name}/text_encoder")

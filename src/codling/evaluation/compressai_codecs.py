@@ -1,4 +1,4 @@
-"""Learned codecs of CompressAI, where that is installed: real files of their entropy-coded strings."""
+"""Codecs of CompressAI, where that is installed: real files of their entropy-coded strings."""
 
 from functools import lru_cache
 from typing import Any
