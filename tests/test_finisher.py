@@ -157,12 +157,19 @@ def test_learned_distances_count_where_they_have_a_weight(pictures: Path, random
 
 def test_a_run_of_it_is_resumed_to_the_same_weights(pictures: Path, tmp_path: Path) -> None:
     config = tiny_run(pictures, model=with_finisher(), finish=True, steps=4)
-    silent = {"device": CPU, "report": lambda _: None}
+    save_model(tmp_path / "model", Parts(trained()))
+    silent = {"device": CPU, "report": lambda _: None, "begin_from": str(tmp_path / "model")}
     whole = train(config, tmp_path / "whole", **silent)  # type: ignore[arg-type]
     train(config, tmp_path / "parts", max_minutes=0, **silent)  # type: ignore[arg-type]
     resumed = train(config, tmp_path / "parts", **silent)  # type: ignore[arg-type]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("frozen", [{"model": with_finisher(), "finish": True}, {"freeze_encoder_from": 0}])
+def test_what_stays_as_it_is_wants_a_beginning(frozen: dict[str, object], pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="goes on from a trained model, and there is none"):
+        train(tiny_run(pictures, **frozen), tmp_path, device=CPU, report=lambda _: None)
 
 
 def test_it_begins_as_the_denoiser_of_an_oscar(pictures: Path) -> None:

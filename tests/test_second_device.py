@@ -82,12 +82,23 @@ def test_another_model_finishes_on_another_device(name: str) -> None:
 def test_a_batch_works_on_another_device() -> None:
     images = torch.cat([picture(), picture().flip(-1)])
     here = codling.load("oscar-s", device="cpu")
-    payloads = here.encode_batch(images, [RateTarget(level=4)] * 2)  # type: ignore[attr-defined]
-    wanted = here.decode_batch(payloads, height=HEIGHT, width=WIDTH)  # type: ignore[attr-defined]
+    target = RateTarget(level=4)
+
+    def encode(codec: Any) -> list[bytes]:
+        tokens = codec.tokens(images, [target] * 2)
+        return [codec.pack_within(each, target, height=HEIGHT, width=WIDTH) for each in tokens]
+
+    def decode(codec: Any, payloads: list[bytes]) -> torch.Tensor:
+        unpacked = [codec.unpack(payload, height=HEIGHT, width=WIDTH) for payload in payloads]
+        images: torch.Tensor = codec.images(unpacked, height=HEIGHT, width=WIDTH)
+        return images
+
+    payloads = encode(here)
+    wanted = decode(here, payloads)
     with SecondDevice():
         there = elsewhere(codling.load("oscar-s", device="cpu"))
-        assert there.encode_batch(images, [RateTarget(level=4)] * 2) == payloads
-        found = there.decode_batch(payloads, height=HEIGHT, width=WIDTH)
+        assert encode(there) == payloads
+        found = decode(there, payloads)
     assert torch.equal(found, wanted)
 
 
