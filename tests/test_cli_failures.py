@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import typer
+from PIL import Image
 
+from codling.cli.decode import picture_bytes
 from codling.cli.files import Job, run_jobs
-from codling.errors import FormatError
+from codling.errors import ConfigError, FormatError
 
 CPU_MEMORY = "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
 
@@ -52,3 +54,12 @@ def test_the_others_are_done(error: Exception, said: str, capsys: pytest.Capture
 def test_bugs_are_seen(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run(error)
+
+
+def test_a_picture_that_a_format_cannot_hold_is_said_to_be_so() -> None:
+    wide = Image.new("RGB", (16384, 1))
+    with pytest.raises(
+        ConfigError, match=r"16384 x 1 px \(RGB\) cannot be written as WEBP: .*decode this file to .png"
+    ):
+        picture_bytes(wide, Path("x.webp"))
+    assert picture_bytes(wide, Path("x.png"))

@@ -34,6 +34,16 @@ def test_the_linear_start_is_the_best_linear_codec() -> None:
         assert float(error) == pytest.approx(float(left_out), rel=1e-3)
 
 
+def test_the_linear_start_does_not_depend_on_the_signs_that_a_library_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    svd, images, found = torch.linalg.svd, [image(64, 80)], []
+    for sign in (1, -1):
+        monkeypatch.setattr(torch.linalg, "svd", lambda x, sign=sign: (*svd(x)[:2], sign * svd(x).Vh))
+        hyper = HyperCodec(HYPER)
+        hyper.fit_shortcuts(images)
+        found.append([part.weight for part in (*hyper.shortcut, *hyper.back)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_each_quantiser_of_a_stack_takes_what_the_ones_before_left() -> None:
     hyper = HyperCodec(HYPER).eval().requires_grad_(False)
     features = torch.randn(2, HYPER.codeword_width, 3, 4)

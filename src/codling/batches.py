@@ -44,8 +44,7 @@ def encode_batch(
     """Pictures -> the bytes of a `.roe` file each, as `encode` makes them: one model for all, and one rate.
 
     All that have the same size go through the network together, so hand over as many as the device's memory takes.
-    model: None takes `oscar-s`.
-    Where two indices are all but equally good, rounding in a batch may choose the other.
+    Where two indices are all but equally good, rounding in a batch may choose the other. model: None takes `oscar-s`.
 
     Raises as `encode` does, naming the picture by its place, and ConfigError unless the model is an OSCAR.
     """

@@ -48,9 +48,10 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "seed"):
             _check_whole(name, getattr(self, name))
-        for name, value in (("guidance", self.guidance or 0.0), ("score_scale", self.score_scale)):
-            if not isinstance(value, Real):
-                raise ConfigError(f"{name} must be a number, got {value!r}")
+        if not isinstance(self.guidance, Real | None):
+            raise ConfigError(f"guidance must be a number, got {self.guidance!r}")
+        if not isinstance(self.score_scale, Real):
+            raise ConfigError(f"score_scale must be a number, got {self.score_scale!r}")
         if not isinstance(self.finish, Finisher | None):
             raise ConfigError(
                 "finish must be the name or directory of an OSCAR in pixels like oscar-s, or what `load_finisher` "
